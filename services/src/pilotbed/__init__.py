@@ -1,0 +1,1 @@
+"""pilotbed: what no package gives for a pilot-job grid."""

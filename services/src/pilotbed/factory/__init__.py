@@ -1,0 +1,1 @@
+"""The factory: turns the requests of trusted frontends into pilots queued at computing elements."""

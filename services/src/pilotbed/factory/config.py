@@ -1,0 +1,202 @@
+"""The factory's configuration file, /etc/pilotbed/factory.toml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pilotbed.protocol import ProtocolError
+from pilotbed.protocol.ads import FactoryName, Value, check_name
+
+_ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_URL = re.compile(r"https?://[A-Za-z0-9.:/_-]+")
+
+#: Grid types that the submit description knows how to write.
+GRID_TYPES = ("arc",)
+TRAVERSALS = ("direct", "ccb", "relay")
+
+
+def _names(names: Mapping[str, object], what: str, at: bool = False) -> None:
+    for name in names:
+        try:
+            check_name(name, what, at)
+        except ProtocolError as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many pilots an entry takes; a class is one frontend's SecurityClass. Defaults are glideinWMS's."""
+
+    max_pilots: int = 10000
+    max_idle: int = 2000
+    max_held: int = 1000
+    class_max_pilots: int = 5000
+    class_max_idle: int = 100
+    class_max_held: int = 50
+    #: Most pilots that one turn submits, releases and removes.
+    submit_per_turn: int = 100
+    release_per_turn: int = 20
+    remove_per_turn: int = 5
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """A frontend that may ask; its key in the file is the SecurityName.
+
+    ``identity`` is what the collector makes of its certificate, ``classes`` the SecurityClasses that it may use.
+    """
+
+    identity: str
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _names(dict.fromkeys(self.classes), "classes")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way into one site.
+
+    Args:
+        gatekeeper: the CE's address; for ARC the REST interface, with its version.
+        gridtype: one of GRID_TYPES.
+        queue: the batch queue behind it.
+        proxy: URL of the site's Squid; empty for none.
+        traversal: how the pool reaches pilots there: ``direct``, ``ccb`` or ``relay``.
+        relays: host:port of the relays' control ports.
+        glexec: GLEXEC_BIN, the site's gLExec; ``NONE`` if it has none.
+        attributes: published in the ad.
+        parameters: what a frontend may set, with its default.
+        allow_frontends: SecurityNames, or ``NAME:CLASS``; empty for all.
+        limits: how many pilots.
+        max_walltime: seconds that the queue lets a pilot run.
+    """
+
+    gatekeeper: str
+    queue: str
+    gridtype: str = "arc"
+    proxy: str = ""
+    traversal: str = "direct"
+    relays: tuple[str, ...] = ()
+    glexec: str = "NONE"
+    max_walltime: int = 86400
+    attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    allow_frontends: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.gridtype not in GRID_TYPES:
+            raise ValueError(f"gridtype {self.gridtype!r} must be one of {', '.join(GRID_TYPES)}")
+        if not _URL.fullmatch(self.gatekeeper):
+            raise ValueError(f"gatekeeper {self.gatekeeper!r} must be a URL, such as https://ce:443/arex/rest/1.0")
+        if self.proxy and not _URL.fullmatch(self.proxy):
+            raise ValueError(f"proxy {self.proxy!r} must be a URL, such as http://squid:3128")
+        if self.traversal not in TRAVERSALS:
+            raise ValueError(f"traversal {self.traversal!r} must be one of {', '.join(TRAVERSALS)}")
+        if (self.traversal == "relay") != bool(self.relays):
+            raise ValueError("relays must be given with traversal = 'relay', and only then")
+        for name in (*self.attributes, *self.parameters):
+            if not _ATTRIBUTE.fullmatch(name):
+                raise ValueError(f"{name!r} is not an attribute name: letters, digits and _ only")
+        try:
+            check_name(self.queue, "queue", at=False)
+        except ProtocolError as error:
+            raise ValueError(str(error)) from error
+
+    def published(self) -> dict[str, Value]:
+        """Return the attributes that the entry's ad shows to frontends."""
+        own: dict[str, Value] = {
+            "GLIDEIN_Gatekeeper": self.gatekeeper,
+            "GLIDEIN_GridType": self.gridtype,
+            "GLIDEIN_TrustDomain": "grid",
+            "GLIDEIN_SupportedAuthenticationMethod": "grid_proxy",
+            "GLIDEIN_REQUIRE_VOMS": True,
+            "GLIDEIN_CPUS": 1,
+            "GLIDEIN_Max_Walltime": self.max_walltime,
+            "GLIDEIN_Traversal": self.traversal,
+            "GLEXEC_BIN": self.glexec,
+        }
+        return own | dict(self.attributes)
+
+
+#: What a frontend may set at every entry. GLIDEIN_Collector is its pool; the rest steer a pilot's life.
+PARAMETERS = {
+    "GLIDEIN_Collector": "",
+    "GLIDECLIENT_ReqNode": "",
+    "GLIDEIN_Max_Idle": "",
+    "GLIDEIN_Max_Tail": "",
+    "GLIDEIN_Glexec_Use": "",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file. Times in seconds.
+
+    Args:
+        factory: FACTORY in names.
+        glidein: GLIDEIN in names: the version of this set of entries.
+        collector: host:port of the WMS collector.
+        frontends: by SecurityName.
+        entries: by name.
+        loop_delay: from one turn to the next.
+        advertise_turns: entries' ads are sent every so many turns, and in each turn that did something.
+        directory: credentials, logs of pilots, downtimes.
+        renewed: where the renewal leaves what it renewed.
+        manifest: written by pilotbed-stage.
+        executable: the pilots' start-up script.
+        status: status file for tools.
+        verbosity: of the start-up script (std, nodebug, fast, check).
+        least_proxy_life: with less, a credential submits no pilot.
+        recoverable_holds: regular expressions on HoldReason; such pilots are released, others removed.
+        hold_wait: a pilot is released after this, times the number of its holds.
+        max_releases: a pilot held more often than this is removed.
+        stale_idle, stale_running: a pilot older than this is removed.
+    """
+
+    factory: str
+    glidein: str
+    collector: str
+    frontends: Mapping[str, Frontend]
+    entries: Mapping[str, Entry]
+    loop_delay: float = 60
+    advertise_turns: int = 5
+    directory: Path = Path("/var/lib/pilotbed/factory")
+    renewed: Path = Path("/var/lib/pilotbed/renewed")
+    manifest: Path = Path("/var/lib/pilotbed/factory/stage/manifest.json")
+    executable: Path = Path("/usr/lib/pilotbed/pilotbed/glidein/glidein_startup.sh")
+    status: Path = Path("/run/pilotbed/factory/state.json")
+    verbosity: str = "std"
+    least_proxy_life: int = 3600
+    recoverable_holds: tuple[str, ...] = ("SSL connect error", "curl_easy_perform")
+    hold_wait: int = 300
+    max_releases: int = 10
+    stale_idle: int = 7 * 86400
+    stale_running: int = 31 * 86400
+
+    def __post_init__(self) -> None:
+        _names({self.factory: None}, "factory")
+        _names({self.glidein: None}, "glidein")
+        _names(self.frontends, "frontends")
+        _names(self.entries, "entries")
+        for pattern in self.recoverable_holds:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"recoverable_holds {pattern!r}: {error}") from error
+        for name, entry in self.entries.items():
+            known = {
+                *self.frontends,
+                *(f"{frontend}:{klass}" for frontend, one in self.frontends.items() for klass in one.classes),
+            }
+            if wrong := sorted(set(entry.allow_frontends) - known):
+                raise ValueError(f"entries.{name}.allow_frontends: {wrong[0]} is not under frontends")
+
+    @property
+    def name(self) -> FactoryName:
+        """``GLIDEIN@FACTORY``."""
+        return FactoryName(self.glidein, self.factory)

@@ -1,0 +1,350 @@
+"""pilotbed-factory: reads requests, does what ``decisions`` says, and answers. The thin shell around pure parts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pilotbed.pool import Collector, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.protocol import ProtocolError
+from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, Value, answer_ad
+from pilotbed.protocol.crypto import FactoryKey
+from pilotbed.protocol.stage import Stage, parse_manifest
+from pilotbed.proxy import Proxy, ProxyError
+from pilotbed.service import event, run_loop, set_up_logging, write_status
+from pilotbed.settings import SettingsError, load
+
+from .config import PARAMETERS, Config
+from .credentials import Store
+from .decisions import Decision, Patience, Pilot, State, manage, tend
+from .submission import Submission
+from .trust import CredentialName, Refusal, Rules, Trusted, check_credentials, check_request
+
+_log = logging.getLogger("pilotbed.factory")
+
+#: Most pilots in one cluster.
+CLUSTER = 10
+
+
+class NotReady(Exception):
+    """Something that the factory needs is missing; the message says what and how to get it."""
+
+
+class Factory:
+    """One factory: what it remembers from turn to turn, and the turn itself."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.rules = Rules(config.name, FactoryKey.generate(), config.frontends, config.entries, PARAMETERS)
+        self.collector = Collector(config.collector)
+        self.store = Store(config.directory / "credentials")
+        self.submission = Submission(config.name, socket.getfqdn(), config.executable, config.verbosity)
+        self.turns = 0
+        self.started = int(time.time())
+        self.refused: dict[str, str] = {}
+        self.said: dict[str, str] = {}
+        self.entries: dict[str, dict[str, Any]] = {name: {} for name in config.entries}
+        self.proxies: dict[CredentialName, Proxy] = {}
+
+    # -- reading
+
+    def downtimes(self) -> dict[str, str]:
+        """Return the reason by name: a file ``downtime/NAME`` is a downtime, its first line the reason.
+
+        NAME is an entry, ``SECURITYNAME:CLASS`` or ``ALL``.
+        """
+        directory = self.config.directory / "downtime"
+        found = {}
+        for path in directory.glob("*") if directory.is_dir() else ():
+            found[path.name] = (path.read_text().strip().splitlines() or ["no reason given"])[0]
+        return found
+
+    def stage(self) -> Stage:
+        """Return the stage area's manifest."""
+        path = self.config.manifest
+        try:
+            return parse_manifest(path.read_text(), "entries")
+        except OSError as error:
+            raise NotReady(f"{path}: {error.strerror}: build the stage area with pilotbed-stage") from error
+        except ProtocolError as error:
+            raise NotReady(f"{path}: {error}") from error
+
+    def pilots(self, schedd: Schedd) -> list[Pilot]:
+        """Return this factory's pilots in the queue."""
+        mine = equals(GlideinFactory=self.config.factory, GlideinName=self.config.glidein)
+        found = (Pilot.from_job(job) for job in schedd.query(mine, Pilot.ATTRIBUTES))
+        return [pilot for pilot in found if pilot is not None]
+
+    # -- taking what others send
+
+    def take_credentials(self, ads: Sequence[Mapping[str, Value]]) -> None:
+        """Store the credentials of trusted frontends, and what the renewal has left."""
+        arrived: list[tuple[str, CredentialName, str]] = []
+        for ad in ads:
+            try:
+                found = check_credentials(ad, self.rules)
+            except Refusal as refusal:
+                self.refuse(ad, refusal)
+                continue
+            self.believe(ad)
+            arrived += [("frontend", name, pem) for name, pem in found.items()]
+        stored = self.store.read()
+        for name in stored:
+            path = self.config.renewed / name.filename
+            if path.is_file():
+                arrived.append(("renewal", name, path.read_text()))
+        for source, name, pem in arrived:
+            try:
+                proxy, why_not = self.store.keep(name, pem, time.time())
+            except (ProxyError, OSError) as error:
+                self.say(f"credential {name}", "credential-failed", name=name.filename, source=source, why=error)
+                continue
+            if not why_not:
+                _log.info(event("credential-stored", name=name.filename, source=source, proxy=proxy))
+            elif why_not != "same":
+                self.say(f"credential {name} {source}", "credential-kept", name=name.filename, offered_by=source,
+                         why=why_not)  # fmt: skip
+        self.proxies = self.store.read()
+
+    def take_requests(self, ads: Sequence[Mapping[str, Value]], downtimes: Mapping[str, str]) -> list[Trusted]:
+        """Return the requests that pass all checks."""
+        found = []
+        for ad in sorted(ads, key=lambda ad: str(ad.get("Name", ""))):
+            try:
+                found.append(check_request(ad, self.rules, self.proxies, downtimes))
+            except Refusal as refusal:
+                self.refuse(ad, refusal)
+            else:
+                self.believe(ad)
+        return found
+
+    def refuse(self, ad: Mapping[str, Value], why: Refusal) -> None:
+        """Note and log a refused ad; once, not in every turn."""
+        name = f"{ad.get('GlideinMyType', '?')} {ad.get('Name', '?')}"
+        if self.refused.get(name) != str(why):
+            identity = ad.get("AuthenticatedIdentity", "unauthenticated")
+            _log.warning(event("refused", ad=name, sender=identity, why=why))
+        self.refused[name] = str(why)
+
+    def believe(self, ad: Mapping[str, Value]) -> None:
+        """Forget an earlier refusal of ``ad``."""
+        self.refused.pop(f"{ad.get('GlideinMyType', '?')} {ad.get('Name', '?')}", None)
+
+    def say(self, about: str, what: str, **fields: object) -> None:
+        """Log a line about something unless the last one about it was the same."""
+        line = event(what, **fields)
+        if self.said.get(about) != line:
+            _log.info(line)
+        self.said[about] = line
+
+    # -- doing
+
+    def submit(self, schedd: Schedd, decision: Decision, stage: Stage) -> int:
+        """Submit what ``decision`` says; return how many pilots were queued."""
+        trusted, config = decision.trusted, self.config
+        entry = config.entries[trusted.request.entry_short]
+        logs = config.directory / "log" / f"entry_{trusted.request.entry_short}"
+        logs.mkdir(mode=0o750, parents=True, exist_ok=True)
+        words = self.submission.arguments(entry, trusted, stage)
+        text = self.submission.description(entry, trusted, words, self.store.path(trusted.credential), logs)
+        queued = 0
+        while queued < decision.submit:
+            count = min(CLUSTER, decision.submit - queued)
+            cluster = schedd.submit(text, count)
+            queued += count
+            _log.info(event("submitted", entry=trusted.request.entry_short, client=trusted.request.client,
+                            pilots=count, cluster=cluster))  # fmt: skip
+        return queued
+
+    def carry_out(self, schedd: Schedd, decision: Decision, stage: Stage) -> bool:
+        """Do what ``decision`` says and log it; return whether anything was changed."""
+        request = decision.trusted.request
+        fields = {
+            "entry": request.entry_short, "client": request.client, "idle": decision.idle,
+            "running": decision.running, "held": decision.held, "requested_idle": request.idle,
+            "requested_max": request.maximum, "submit": decision.submit, "remove": len(decision.remove),
+            "why": decision.why,
+        }  # fmt: skip
+        entry = self.entries[request.entry_short]
+        now = int(time.time())
+        entry["requests"] = entry.get("requests", 0) + 1
+        entry["requested_idle"] = entry.get("requested_idle", 0) + request.idle
+        entry["requested_max"] = entry.get("requested_max", 0) + request.maximum
+        entry["why"] = decision.why
+        if request.idle:
+            entry["last_request"] = now
+        if not decision.submit and not decision.remove:
+            self.say(f"decision {request.name}", "decision", **fields)
+            return False
+        _log.info(event("decision", **fields))
+        try:
+            if decision.submit and self.submit(schedd, decision, stage):
+                entry["last_submit"] = now
+            schedd.remove(decision.remove, f"pilotbed-factory: {decision.why}")
+        except (PoolError, ProtocolError, ValueError) as error:
+            _log.error(event("decision-failed", entry=request.entry_short, client=request.client, why=error))
+            entry["why"] = str(error)
+        return True
+
+    def look_after(self, schedd: Schedd, pilots: Sequence[Pilot]) -> None:
+        """Release and remove held and stale pilots."""
+        config = self.config
+        patience = Patience(config.recoverable_holds, config.hold_wait, config.max_releases, config.stale_idle,
+                            config.stale_running)  # fmt: skip
+        for name, entry in config.entries.items():
+            care = tend(entry, [pilot for pilot in pilots if pilot.entry == name], patience, time.time())
+            if care.release or care.remove or care.force:
+                reasons = {pilot.job: pilot.hold_reason for pilot in pilots}
+                for verb, jobs in (("release", care.release), ("remove", care.remove), ("force", care.force)):
+                    for job in jobs:
+                        _log.info(event("tend", entry=name, action=verb, pilot=job, hold_reason=reasons[job]))
+                schedd.release(care.release, "pilotbed-factory: recoverable hold")
+                schedd.remove(care.remove, "pilotbed-factory: held for good, or stale")
+                schedd.remove(care.force, "pilotbed-factory: held too often", forced=True)
+
+    # -- telling
+
+    def advertise(self, decisions: Sequence[Decision], downtimes: Mapping[str, str], acted: bool) -> None:
+        """Send the factory's key, its entries (sometimes) and its answers."""
+        config, key = self.config, self.rules.key
+        common: dict[str, Value] = {"DaemonStartTime": self.started}
+        whole = GlobalOffer(config.name, key.public_pem, key.key_id).to_ad() | common
+        self.collector.advertise([whole], Kind.GLOBAL_OFFER.update)
+        if acted or self.turns % config.advertise_turns == 1 or config.advertise_turns == 1:
+            offers = []
+            for name, entry in config.entries.items():
+                counts = self.entries[name]
+                monitor = {
+                    "TotalStatusIdle": counts["idle"],
+                    "TotalStatusRunning": counts["running"],
+                    "TotalStatusHeld": counts["held"],
+                    "TotalRequestedIdle": counts.get("requested_idle", 0),
+                    "TotalRequestedMaxGlideins": counts.get("requested_max", 0),
+                }
+                limits = {
+                    "PerEntryMaxGlideins": entry.limits.max_pilots,
+                    "PerEntryMaxIdle": entry.limits.max_idle,
+                    "PerEntryMaxHeld": entry.limits.max_held,
+                    "DefaultPerFrontendMaxGlideins": entry.limits.class_max_pilots,
+                    "DefaultPerFrontendMaxIdle": entry.limits.class_max_idle,
+                    "DefaultPerFrontendMaxHeld": entry.limits.class_max_held,
+                }
+                down = "ALL" in downtimes or name in downtimes
+                offer = Offer(
+                    name=config.name,
+                    entry=name,
+                    attributes=entry.published(),
+                    parameters=PARAMETERS | dict(entry.parameters),
+                    in_downtime=down,
+                    public_pem=key.public_pem,
+                    key_id=key.key_id,
+                    limits=limits,
+                    monitor=monitor,
+                )
+                offers.append(offer.to_ad() | common)
+            self.collector.advertise(offers, Kind.OFFER.update)
+        answers = [
+            answer_ad(config.name, decision.trusted.request.entry_short, decision.trusted.request, decision.monitor())
+            for decision in decisions
+        ]
+        self.collector.advertise(answers, Kind.ANSWER.update)
+
+    def withdraw(self) -> None:
+        """Remove the factory's ads from the collector."""
+        mine = equals(FactoryName=self.config.factory, GlideinName=self.config.glidein)
+        answers = equals(ReqFactoryName=self.config.factory, ReqGlideinName=self.config.glidein)
+        for kind, whose in ((Kind.OFFER, mine), (Kind.GLOBAL_OFFER, mine), (Kind.ANSWER, answers)):
+            self.collector.invalidate(kind.my_type, whose, kind.invalidate)
+
+    def write_status(self, began: float, error: str) -> None:
+        """Write the status file."""
+        now = time.time()
+        write_status(self.config.status, {
+            "factory": str(self.config.name),
+            "time": int(now),
+            "turn": self.turns,
+            "seconds": round(now - began, 3),
+            "loop_delay": self.config.loop_delay,
+            "error": error,
+            "entries": self.entries,
+            "credentials": {
+                name.filename: {"dn": proxy.dn, "left": proxy.left(now)} for name, proxy in self.proxies.items()
+            },
+            "refused": self.refused,
+        })  # fmt: skip
+
+    # -- the turn
+
+    def turn(self) -> None:
+        """Read, decide, act, answer; on an error say so in the status file."""
+        began = time.time()
+        self.turns += 1
+        try:
+            self._turn()
+        except (PoolError, NotReady) as error:
+            self.write_status(began, str(error))
+            raise
+        self.write_status(began, "")
+
+    def _turn(self) -> None:
+        stage = self.stage()
+        downtimes = self.downtimes()
+        schedd = Schedd()
+        pilots = self.pilots(schedd)
+        ads = self.collector.query(any_of("GlideinMyType", [Kind.CREDENTIALS.my_type, Kind.REQUEST.my_type]))
+        there = {f"{ad.get('GlideinMyType', '?')} {ad.get('Name', '?')}" for ad in ads}
+        self.refused = {name: why for name, why in self.refused.items() if name in there}
+        self.take_credentials([ad for ad in ads if ad["GlideinMyType"] == Kind.CREDENTIALS.my_type])
+        requests = self.take_requests([ad for ad in ads if ad["GlideinMyType"] == Kind.REQUEST.my_type], downtimes)
+        for name, entry in self.entries.items():
+            here = [pilot for pilot in pilots if pilot.entry == name]
+            entry |= {
+                "idle": sum(pilot.state.idle for pilot in here),
+                "running": sum(pilot.state is State.RUNNING for pilot in here),
+                "held": sum(pilot.state is State.HELD for pilot in here),
+                "downtime": downtimes.get(name, downtimes.get("ALL", "")),
+                "requests": 0, "requested_idle": 0, "requested_max": 0, "why": "no request",
+            }  # fmt: skip
+        now = time.time()
+        left = {name: proxy.left(now) for name, proxy in self.proxies.items()}
+        decisions = manage(requests, self.config.entries, pilots, left, self.config.least_proxy_life)
+        acted = [self.carry_out(schedd, decision, stage) for decision in decisions]
+        self.look_after(schedd, pilots)
+        self.advertise(decisions, downtimes, any(acted))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the factory until it is told to stop."""
+    parser = argparse.ArgumentParser(prog="pilotbed-factory", description="Queue pilots as trusted frontends request.")
+    parser.add_argument("--config", type=Path, default=Path("/etc/pilotbed/factory.toml"), help="configuration file")
+    parser.add_argument("--check", action="store_true", help="only check the configuration")
+    options = parser.parse_args(argv)
+    set_up_logging()
+    os.umask(0o027)
+    try:
+        config = load(options.config, Config)
+    except SettingsError as error:
+        _log.error("%s", error)
+        return 2
+    if options.check:
+        return 0
+    open_door()
+    factory = Factory(config)
+    _log.info(event("start", factory=config.name, collector=config.collector, entries=",".join(config.entries)))
+    run_loop(factory.turn, config.loop_delay, (PoolError, NotReady))
+    try:
+        factory.withdraw()
+    except PoolError as error:
+        _log.warning(event("withdraw-failed", why=error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

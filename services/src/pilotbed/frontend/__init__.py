@@ -1,0 +1,1 @@
+"""The frontend: keeps pilots queued where idle jobs could use them (constant pressure)."""

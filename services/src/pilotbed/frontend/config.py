@@ -1,0 +1,128 @@
+"""The frontend's configuration file, /etc/pilotbed/frontend.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pilotbed.protocol import ProtocolError
+from pilotbed.protocol.ads import Client, check_name
+
+#: What a job says of the sites it wants: DESIRED_Sites, a list in a string; without it any site will do.
+DEFAULT_MATCH = "MY.DESIRED_Sites =?= undefined || stringListIMember(TARGET.GLIDEIN_Site, MY.DESIRED_Sites)"
+
+#: Jobs that a pilot can run for their owner: vanilla, with a proxy for gLExec to switch by.
+DEFAULT_JOBS = "JobUniverse == 5 && x509userproxysubject =!= undefined"
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """Parameters of the constant-pressure formulas, with glideinWMS's defaults; its names in parentheses.
+
+    Args:
+        attenuation: how many turns the pressure takes to build up (ramp_up_attenuation); 1 asks for all at once.
+        old_idle: seconds after which an idle job counts as old.
+        reserve: most extra pilots for old jobs (idle_glideins_per_entry.reserve).
+        max_request: most idle pilots asked of one entry (idle_glideins_per_entry.max).
+        relative_to_queue: slots wanted per job (running_glideins_per_entry.relative_to_queue).
+        min_running: pilots wanted at an entry without any job (running_glideins_per_entry.min).
+        entry_max_slots, entry_max_idle, entry_curb_idle: slots of one entry (running_glideins_per_entry.max,
+            idle_vms_per_entry.max and .curb).
+        max_slots, curb_slots, max_idle, curb_idle: slots of the whole group (*_vms_total).
+        least_memory: MB that a partitionable slot needs free to count as idle (partitionable_glidein.min_memory).
+        wait_after, idle_after: turns without idle jobs, until unsubmitted and then idle pilots may be removed.
+        idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
+    """
+
+    attenuation: float = 3
+    old_idle: int = 600
+    reserve: int = 5
+    max_request: int = 100
+    relative_to_queue: float = 1.15
+    min_running: int = 0
+    entry_max_slots: int = 10000
+    entry_max_idle: int = 100
+    entry_curb_idle: int = 5
+    max_slots: int = 100000
+    curb_slots: int = 90000
+    max_idle: int = 1000
+    curb_idle: int = 200
+    least_memory: int = 128
+    wait_after: int = 6
+    idle_after: int = 11
+    idle_lifetime: int = 3600
+
+    def __post_init__(self) -> None:
+        if self.attenuation < 1:
+            raise ValueError("attenuation must be at least 1")
+
+
+@dataclass(frozen=True)
+class Schedd:
+    """A schedd whose jobs count, and the share of its MaxJobsRunning at which its idle jobs do not any more."""
+
+    name: str
+    full: float = 0.95
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file. Times in seconds.
+
+    Args:
+        frontend, group: the names; together FRONTEND.GROUP, which pilots carry as GLIDECLIENT_Name.
+        identity: what the factory's collector makes of our certificate.
+        certificate, key: our own service certificate, to authenticate with (files; ``$CREDENTIALS_DIRECTORY/...`` for
+            a credential that systemd loads).
+        security_name, security_class: as the factory has them configured.
+        pool: host:port of the users' collector.
+        schedds: whose jobs count.
+        factory: host:port of the factory's collector.
+        factory_identity: the only sender whose entries are believed.
+        proxy: the pilots' proxy, to send to the factory.
+        jobs, job_attributes, match: which jobs count, what of them the match looks at, and the match: a ClassAd
+            expression with the job as MY and the entry as TARGET.
+        entries: constraint on the factory's entries.
+        parameters: set for pilots.
+        manifest: written by pilotbed-stage.
+        status: status file for tools.
+        least_proxy_life: with less, nothing is asked for.
+        downtime: if this file exists, nothing is asked for; its first line is the reason.
+    """
+
+    frontend: str
+    group: str
+    identity: str
+    certificate: str
+    key: str
+    security_name: str
+    security_class: str
+    pool: str
+    schedds: tuple[Schedd, ...]
+    factory: str
+    factory_identity: str
+    proxy: Path
+    jobs: str = DEFAULT_JOBS
+    job_attributes: tuple[str, ...] = ("DESIRED_Sites", "RequestCpus")
+    match: str = DEFAULT_MATCH
+    entries: str = "true"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    loop_delay: float = 60
+    manifest: Path = Path("/var/lib/pilotbed/frontend/stage/manifest.json")
+    status: Path = Path("/run/pilotbed/frontend/state.json")
+    least_proxy_life: int = 3600
+    downtime: Path = Path("/var/lib/pilotbed/frontend/downtime")
+    pressure: Pressure = field(default_factory=Pressure)
+
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.frontend, "frontend", at=False)
+            check_name(self.group, "group", at=False)
+        except ProtocolError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def client(self) -> Client:
+        """``FRONTEND.GROUP``."""
+        return Client(self.frontend, self.group)

@@ -1,0 +1,334 @@
+"""pilotbed-frontend: looks at jobs, slots and entries, decides, and asks the factory. The thin shell."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pilotbed.pool import Collector, Expression, Identity, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.protocol import ProtocolError
+from pilotbed.protocol.ads import ClientStage, Credentials, GlobalOffer, Kind, Offer, Request, Sealed, resource_ad
+from pilotbed.protocol.crypto import SessionKey
+from pilotbed.protocol.stage import parse_manifest
+from pilotbed.proxy import Proxy, ProxyError
+from pilotbed.service import event, run_loop, set_up_logging, write_status
+from pilotbed.settings import SettingsError, load
+
+from . import config as settings
+from .config import Config
+from .decisions import Decision, History, Job, Slot, View, classify, decide
+
+_log = logging.getLogger("pilotbed.frontend")
+
+
+class NotReady(Exception):
+    """Something that the frontend needs is missing; the message says what and how to get it."""
+
+
+def credential_id(path: Path, dn: str) -> str:
+    """Return the name of a credential in requests: eight characters that stay when the proxy is renewed."""
+    return hashlib.sha256(f"{path}\0{dn}".encode()).hexdigest()[:8].upper()
+
+
+class Frontend:
+    """One frontend group: what it remembers from turn to turn, and the turn itself."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.match = Expression(config.match)
+        self.pool = Collector(config.pool)
+        self.wms = Collector(config.factory)
+        self.turns = 0
+        self.history: dict[str, History] = {}
+        self.sessions: dict[str, tuple[SessionKey, str]] = {}
+        self.said: dict[str, str] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.asked: set[str] = set()
+        self.proxy: Proxy | None = None
+
+    def say(self, about: str, what: str, **fields: object) -> None:
+        """Log a line about something unless the last one about it was the same."""
+        line = event(what, **fields)
+        if self.said.get(about) != line:
+            _log.info(line)
+        self.said[about] = line
+
+    # -- reading
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs of all schedds; those that wait at a schedd which can start no more are left out."""
+        wanted = self.config.job_attributes
+        attributes = ["JobStatus", "EnteredCurrentStatus", "QDate", "RemoteHost", *wanted]
+        found = []
+        for one in self.config.schedds:
+            full = self.full(one)
+            constraint = f"({self.config.jobs}) && (JobStatus == 1 || JobStatus == 2)"
+            jobs = Schedd(one.name, self.config.pool).query(constraint, attributes)
+            some = [job for ad in jobs if (job := Job.from_ad(ad, wanted)) is not None]
+            found += [job for job in some if not (full and job.idle)]
+            if full:
+                self.say(f"schedd {one.name}", "schedd-full", schedd=one.name, why=full)
+        return found
+
+    def full(self, schedd: settings.Schedd) -> str:
+        """Return why idle jobs of ``schedd`` cannot start anyway; empty if they can."""
+        attributes = [
+            "TotalRunningJobs", "MaxJobsRunning", "TransferQueueNumUploading", "TransferQueueMaxUploading",
+            "CurbMatchmaking",
+        ]  # fmt: skip
+        ads = self.pool.query(f"{equals(MyType='Scheduler', Name=schedd.name)}", attributes)
+        if not ads:
+            raise PoolError(f"collector {self.config.pool} knows no schedd {schedd.name}")
+        ad = ads[0]
+        for count, most in (attributes[:2], attributes[2:4]):
+            limit = int(ad.get(most, 0))
+            if limit and int(ad.get(count, 0)) >= schedd.full * limit:
+                return f"{count} {ad[count]} of {limit}"
+        return "CurbMatchmaking" if ad.get("CurbMatchmaking") is True else ""
+
+    def slots(self) -> list[Slot]:
+        """Return the slots of our pilots."""
+        ours = equals(MyType="Machine", GLIDECLIENT_Name=str(self.config.client))
+        ads = self.pool.query(ours, Slot.ATTRIBUTES)
+        return [Slot.from_ad(ad, self.config.pressure.least_memory) for ad in ads]
+
+    def offers(self) -> tuple[list[Offer], dict[str, GlobalOffer]]:
+        """Return entries and factory keys, from the trusted factory only."""
+        offer, key = Kind.OFFER.my_type, Kind.GLOBAL_OFFER.my_type
+        entries = f"({equals(GlideinMyType=offer)}) && ({self.config.entries})"
+        ads = self.wms.query(f"({entries}) || ({any_of('GlideinMyType', [key])})")
+        offers, keys = [], {}
+        for ad in ads:
+            if ad.get("AuthenticatedIdentity") != self.config.factory_identity:
+                why = f"sent by {ad.get('AuthenticatedIdentity')}, not {self.config.factory_identity}"
+                self.say(f"stranger {ad.get('Name')}", "refused", ad=ad.get("Name"), why=why)
+                continue
+            try:
+                if ad["GlideinMyType"] == key:
+                    found = GlobalOffer.from_ad(ad)
+                    keys[str(found.name)] = found
+                else:
+                    offers.append(Offer.from_ad(ad))
+            except ProtocolError as error:
+                self.say(f"broken {ad.get('Name')}", "refused", ad=ad.get("Name"), why=error)
+        return sorted(offers, key=lambda offer: offer.full_name), keys
+
+    def stage(self) -> ClientStage:
+        """Return where pilots find our own files."""
+        path, group = self.config.manifest, self.config.group
+        try:
+            found = parse_manifest(path.read_text(), "groups")
+            return ClientStage(found.web, found.signtype, found.main, found.part(group), f"{found.web}/group_{group}")
+        except OSError as error:
+            raise NotReady(f"{path}: {error.strerror}: build the stage area with pilotbed-stage") from error
+        except ProtocolError as error:
+            raise NotReady(f"{path}: {error}") from error
+
+    def pilot_proxy(self) -> tuple[str, str]:
+        """Return the pilots' proxy (PEM), and why it cannot be used; empty if it can."""
+        path, least = self.config.proxy, self.config.least_proxy_life
+        try:
+            pem = path.read_text()
+            self.proxy = Proxy.read(pem)
+        except OSError as error:
+            self.proxy = None
+            return "", f"{path}: {error.strerror}: start pilotbed-pilot-credential.service"
+        except ProxyError as error:
+            self.proxy = None
+            return "", f"{path}: {error}"
+        left = self.proxy.left(time.time())
+        return pem, f"pilot proxy lives only {left} s more (least {least} s)" if left < least else ""
+
+    def stopped(self) -> str:
+        """Return the reason of a downtime; empty without one."""
+        path = self.config.downtime
+        if not path.is_file():
+            return ""
+        return "frontend is in downtime: " + (path.read_text().strip().splitlines() or ["no reason given"])[0]
+
+    # -- asking
+
+    def session(self, key: GlobalOffer) -> tuple[SessionKey, str]:
+        """Return the session key for a factory's key, and that wrapped for it; the same as long as the key is."""
+        if key.key_id not in self.sessions:
+            session = SessionKey.new()
+            self.sessions = {key.key_id: (session, session.wrapped(key.public_pem))}
+        return self.sessions[key.key_id]
+
+    def ask(self, decisions: Sequence[Decision], keys: dict[str, GlobalOffer], pem: str, stage: ClientStage) -> None:
+        """Send credentials and requests to the factory, and the decisions to the users' pool."""
+        config = self.config
+        requests, globals_ = [], []
+        if self.proxy is not None:
+            name = credential_id(config.proxy, self.proxy.dn)
+            for key in keys.values():
+                session, code = self.session(key)
+                values = Credentials.values(config.security_name, {name: (config.security_class, pem)})
+                sealed = Sealed.seal(session, code, key.key_id, config.identity, values)
+                globals_.append(Credentials(str(key.name), config.client, sealed).to_ad())
+            for decision in decisions:
+                key = keys[str(decision.offer.name)]
+                session, code = self.session(key)
+                values = {
+                    "SecurityName": config.security_name,
+                    "SecurityClass": config.security_class,
+                    "SubmitProxy": name,
+                }
+                counts = decision.counts
+                requests.append(
+                    Request(
+                        entry=decision.offer.full_name,
+                        client=config.client,
+                        credential=name,
+                        idle=decision.idle,
+                        maximum=decision.maximum,
+                        removal=decision.removal,
+                        margin=0,
+                        idle_lifetime=config.pressure.idle_lifetime,
+                        stage=stage,
+                        parameters=config.parameters,
+                        sealed=Sealed.seal(session, code, key.key_id, config.identity, values),
+                        monitor={
+                            "Idle": counts["JobsIdle"],
+                            "OldIdle": counts["JobsIdleOld"],
+                            "Running": counts["JobsRunning"],
+                            "RunningHere": counts["JobsRunningHere"],
+                            "GlideinsTotal": counts["GlideinsTotal"],
+                            "GlideinsIdle": counts["GlideinsIdle"],
+                        },
+                    )
+                )
+        self.wms.advertise(globals_, Kind.CREDENTIALS.update)
+        self.wms.advertise([request.to_ad() for request in requests], Kind.REQUEST.update)
+        names = {request.name for request in requests}
+        if gone := self.asked - names:
+            self.wms.invalidate(Kind.REQUEST.my_type, any_of("Name", sorted(gone)), Kind.REQUEST.invalidate)
+        self.asked = names
+        self.tell_users(decisions)
+
+    def tell_users(self, decisions: Sequence[Decision]) -> None:
+        """Publish what was decided in the users' pool: useful, but nothing hangs on it."""
+        ads = [
+            resource_ad(decision.offer, self.config.client, dict(decision.counts) | {"Why": decision.why})
+            for decision in decisions
+        ]
+        try:
+            self.pool.advertise(ads, Kind.RESOURCE.update)
+        except PoolError as error:
+            self.say("resource", "glideresource-failed", why=error)
+
+    def withdraw(self) -> None:
+        """Take back everything that was asked for."""
+        mine = equals(ClientName=str(self.config.client))
+        for kind in (Kind.REQUEST, Kind.CREDENTIALS):
+            self.wms.invalidate(kind.my_type, mine, kind.invalidate)
+        self.pool.invalidate(
+            Kind.RESOURCE.my_type, equals(GlideClientName=str(self.config.client)), Kind.RESOURCE.invalidate
+        )
+
+    def write_status(self, began: float, error: str) -> None:
+        """Write the status file."""
+        now = time.time()
+        write_status(self.config.status, {
+            "client": str(self.config.client),
+            "time": int(now),
+            "turn": self.turns,
+            "seconds": round(now - began, 3),
+            "loop_delay": self.config.loop_delay,
+            "error": error,
+            "entries": self.entries,
+            "proxy": {"dn": self.proxy.dn, "left": self.proxy.left(now)} if self.proxy else None,
+        })  # fmt: skip
+
+    # -- the turn
+
+    def turn(self) -> None:
+        """Look, decide, ask; on an error say so in the status file."""
+        began = time.time()
+        self.turns += 1
+        try:
+            self._turn()
+        except (PoolError, NotReady) as error:
+            self.write_status(began, str(error))
+            raise
+        self.write_status(began, "")
+
+    def _turn(self) -> None:
+        config = self.config
+        stage = self.stage()
+        pem, unusable = self.pilot_proxy()
+        offers, keys = self.offers()
+        # Without the factory's key nothing can be asked of its entries; both come back with its next turn.
+        offers = [offer for offer in offers if str(offer.name) in keys]
+        jobs, slots = self.jobs(), self.slots()
+        now = time.time()
+        entry_of = {slot.name: slot.entry for slot in slots}
+        running = Counter(entry_of.get(job.slot, "") for job in jobs if not job.idle)
+        classes = classify(jobs, now, config.pressure.old_idle)
+        view = View(classes, offers, slots, running, self.history, self.stopped() or unusable)
+        decisions = decide(view, config.pressure, self.match)
+        self.ask(decisions, keys, pem, stage)
+        self.history = {decision.offer.full_name: decision.history for decision in decisions}
+        if not decisions:
+            self.say("entries", "no-entries", factory=config.factory, trusted=config.factory_identity)
+        self.note(decisions, int(now))
+
+    def note(self, decisions: Sequence[Decision], now: int) -> None:
+        """Log the decisions that differ from the last turn's, and keep all for the status file."""
+        last = {name: entry.get("last_request", 0) for name, entry in self.entries.items()}
+        self.entries = {}
+        for decision in decisions:
+            name, counts = decision.offer.full_name, decision.counts
+            self.say(
+                f"decision {name}", "decision", entry=decision.offer.entry, idle_jobs=counts["JobsIdle"],
+                running_jobs=counts["JobsRunningHere"], slots=counts["GlideinsTotal"],
+                idle_slots=counts["GlideinsIdle"], ask_idle=decision.idle, ask_max=decision.maximum,
+                remove=decision.removal.value, why=decision.why,
+            )  # fmt: skip
+            self.entries[name] = dict(counts) | {
+                "entry": decision.offer.entry,
+                "ask_idle": decision.idle,
+                "ask_max": decision.maximum,
+                "remove": decision.removal.value,
+                "why": decision.why,
+                "last_request": now if decision.idle else last.get(name, 0),
+            }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the frontend until it is told to stop."""
+    parser = argparse.ArgumentParser(prog="pilotbed-frontend", description="Ask for pilots where jobs wait.")
+    parser.add_argument("--config", type=Path, default=Path("/etc/pilotbed/frontend.toml"), help="configuration file")
+    parser.add_argument("--check", action="store_true", help="only check the configuration")
+    options = parser.parse_args(argv)
+    set_up_logging()
+    os.umask(0o027)
+    try:
+        config = load(options.config, Config)
+        certificate, key = (Path(os.path.expandvars(path)) for path in (config.certificate, config.key))
+        open_door(Identity(certificate, key))
+        frontend = Frontend(config)
+    except (SettingsError, PoolError) as error:
+        _log.error("%s", error)
+        return 2
+    if options.check:
+        return 0
+    _log.info(event("start", client=config.client, pool=config.pool, factory=config.factory, match=config.match))
+    run_loop(frontend.turn, config.loop_delay, (PoolError, NotReady))
+    try:
+        frontend.withdraw()
+    except PoolError as error:
+        _log.warning(event("withdraw-failed", why=error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

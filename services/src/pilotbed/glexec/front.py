@@ -1,0 +1,118 @@
+"""/usr/sbin/glexec: the part that the caller runs, with no rights but the caller's.
+
+It reads the command line, has sudo start the root part, passes signals on (the caller may not signal root's processes), and
+ends when the payload ends. Its end, whatever the cause, is the end of the payload.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+
+from .. import __version__
+from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, FORWARDED_SIGNALS, SYSTEM_ERROR
+from .root import CONTROL, REFUSED
+
+ROOT_PART = "/usr/libexec/pilotbed/glexec-root"
+SUDO = "/usr/bin/sudo"
+USAGE = """usage: glexec [-V] [-h] [--] command [argument...]
+
+Runs command as the account that the site gives to the proxy in GLEXEC_CLIENT_CERT.
+GLEXEC_SOURCE_PROXY, GLEXEC_TARGET_PROXY, GLEXEC_SANDBOX, GLEXEC_ENV, GLEXEC_ID: see docs/glexec.md.
+Exit codes: 201 caller's error, 202 node's error, 203 not authorised (nothing ran in these cases),
+204 the command exited with 201..204, 126 it could not be executed, else the command's own."""
+
+
+def main() -> int:
+    """Run glexec and return its exit code."""
+    command = sys.argv[1:]
+    if command[:1] == ["--"]:
+        command = command[1:]
+    elif command[:1] == ["-V"]:
+        print(f"glexec (pilotbed) {__version__}, interface of gLExec 0.9")
+        return 0
+    elif command[:1] == ["-h"]:
+        print(USAGE)
+        return 0
+    elif command and command[0].startswith("-"):
+        return _failed(CLIENT_ERROR, f"unknown option {command[0]}: see glexec -h")
+    if not command:
+        return _failed(CLIENT_ERROR, "no command given: see glexec -h")
+    # NoNewPrivileges is inherited and for ever, and makes sudo powerless: say so in plain words.
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        if "NoNewPrivs:\t1" in status.read():
+            return _failed(SYSTEM_ERROR, "the caller runs under NoNewPrivileges: the change of identity is impossible")
+    return _run(command)
+
+
+def _run(command: list[str]) -> int:
+    # SEQPACKET: one message is one message, and a message is never half read.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wakes, woken = socket.socketpair()
+    woken.setblocking(False)
+    for name in (*FORWARDED_SIGNALS, "SIGCHLD"):
+        signal.signal(getattr(signal, name), lambda *_: None)
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    parent = os.getppid()
+    try:
+        child = os.posix_spawn(
+            SUDO,
+            # -C: sudo closes what is above the control socket
+            [SUDO, "-n", "-C", str(CONTROL + 1), "--", ROOT_PART, *command],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL)],
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        )
+    except OSError as error:
+        return _failed(SYSTEM_ERROR, f"{SUDO}: {error.strerror}")
+    theirs.close()
+    watched = [wakes.fileno()]
+    if parent:  # 0: it is outside this pid namespace
+        with contextlib.suppress(ProcessLookupError):
+            watched.append(os.pidfd_open(parent))
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        if wakes.fileno() in ready:
+            for number in wakes.recv(64):
+                if number == signal.SIGCHLD:
+                    ended, status = os.waitpid(child, os.WNOHANG)
+                    if ended:
+                        return _verdict(ours, status)
+                else:
+                    with contextlib.suppress(OSError):
+                        ours.send(bytes([number]))
+        if os.getppid() != parent:
+            return 128 + signal.SIGHUP  # the caller is dead, and with our end of the socket goes the payload
+
+
+def _verdict(ours: socket.socket, status: int) -> int:
+    """Return the exit code: the root part has said by a message whether it is glexec's own or the payload's."""
+    code = os.waitstatus_to_exitcode(status)
+    ours.setblocking(False)
+    message = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := ours.recv(4096):
+            message = part
+    if message[:1] == REFUSED and len(message) > 1:
+        return _failed(message[1], message[2:].decode(errors="replace"))
+    if not message:
+        return _failed(AUTHORISATION_ERROR, "sudo does not let this account use glexec: see the node's log (sudo)")
+    if code < 0:
+        return _failed(SYSTEM_ERROR, f"the root part was killed by signal {-code}")
+    return code
+
+
+def _failed(code: int, reason: str) -> int:
+    """Say that glexec itself failed; to HTCondor's starter too, which then neither counts nor ends the job.
+
+    _CONDOR_WRAPPER_ERROR_FILE is how a USER_JOB_WRAPPER reports that it could not start the job: the job goes back to the
+    queue and the reason into its event log.
+    """
+    print(f"glexec: {reason}", file=sys.stderr)
+    path = os.environ.get("_CONDOR_WRAPPER_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            file.write(f"glexec {code}: {reason}\n")
+    return code

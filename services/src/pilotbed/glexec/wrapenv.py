@@ -1,0 +1,60 @@
+"""The payload's environment in one variable: glexec gives a payload a new environment, GLEXEC_ENV takes another one along.
+
+    GLEXEC_ENV=$(glexec_wrapenv) glexec /usr/bin/glexec_unwrapenv -- command [argument...]
+
+The format is base64 of gzip of NUL-terminated ``name=value`` entries, as in /proc/PID/environ. It is unwrapped by the payload's
+own process, with no rights but the payload's.
+"""
+
+import base64
+import gzip
+import os
+import sys
+from collections.abc import Mapping
+
+# Facts of the account that runs, which the account that wrapped must not overwrite.
+ACCOUNTS_OWN = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "X509_USER_PROXY", "_CONDOR_WRAPPER_ERROR_FILE", "_"})
+LARGEST = 1 << 24  # bytes, unwrapped
+
+
+def wrap(environment: Mapping[bytes, bytes]) -> str:
+    """Return ``environment`` as the value of GLEXEC_ENV."""
+    entries = b"".join(name + b"=" + value + b"\0" for name, value in environment.items())
+    return base64.b64encode(gzip.compress(entries, mtime=0)).decode()
+
+
+def unwrap(wrapped: str) -> dict[bytes, bytes]:
+    """Return the environment in ``wrapped``, without what belongs to the account. Raises ValueError, OSError or EOFError."""
+    with gzip.GzipFile(fileobj=__import__("io").BytesIO(base64.b64decode(wrapped, validate=True))) as file:
+        entries = file.read(LARGEST + 1)
+    if len(entries) > LARGEST:
+        raise ValueError(f"more than {LARGEST} bytes")
+    pairs = (entry.split(b"=", 1) for entry in entries.split(b"\0") if b"=" in entry[1:])
+    own = {name.encode() for name in ACCOUNTS_OWN}
+    return {name: value for name, value in pairs if name not in own and not name.startswith(b"GLEXEC_")}
+
+
+def wrap_main() -> int:
+    """Print the own environment, wrapped."""
+    print(wrap(os.environb))
+    return 0
+
+
+def unwrap_main() -> int:
+    """Execute the command in the environment that GLEXEC_ENV holds, on top of the own one."""
+    command = sys.argv[1:]
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        print("usage: glexec_unwrapenv -- command [argument...]", file=sys.stderr)
+        return 126
+    environment = dict(os.environb)
+    try:
+        environment |= unwrap(environment.pop(b"GLEXEC_ENV", b"").decode()) if b"GLEXEC_ENV" in environment else {}
+        os.execvpe(command[0], command, environment)
+    except FileNotFoundError as error:
+        print(f"glexec_unwrapenv: {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127
+    except (OSError, ValueError, EOFError) as error:
+        print(f"glexec_unwrapenv: {command[0]}: {error}", file=sys.stderr)
+    return 126

@@ -1,0 +1,250 @@
+#!/bin/bash
+# Configures HTCondor from what the scripts before it found out, and runs condor_master until the pilot's end.
+# Life (seconds), as in glideinWMS:
+#   GLIDEIN_Max_Walltime           the queue's limit; the pilot dies UPDATE_INTERVAL + 70 + GLIDEIN_Graceful_Shutdown (120)
+#                                  before it and retires (takes no more jobs) GLIDEIN_Job_Max_Time (129600) before it dies
+#   GLIDEIN_Retire_Time (21600)    where there is no such limit
+#   GLIDEIN_Min_Retire (600)       a pilot that cannot take jobs for so long does not start
+#   GLIDEIN_Ignore_X509_Duration   True: does not die 300 s before its proxy (which the CE renews)
+#   GLIDEIN_Max_Idle (1200)        without any job; GLIDEIN_Max_Tail (400) after the last one
+glidein_config=$1
+# shellcheck source=/dev/null
+. "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$glidein_config")"
+
+# number NAME DEFAULT
+number() {
+    local value
+    value=$(gconfig_get "$1")
+    value=${value:-$2}
+    [[ $value =~ ^[0-9]+$ ]] || script_error Config "$1: '$value' is not a number of seconds"
+    printf '%s' "$value"
+}
+
+# lifetimes NOW: prints when to retire and when to die
+lifetimes() {
+    local now=$1 walltime die retire job_max min_retire left
+    # Not in $(...): script_error must be able to end this script.
+    walltime=$(number GLIDEIN_Max_Walltime 0) && job_max=$(number GLIDEIN_Job_Max_Time 129600) &&
+        min_retire=$(number GLIDEIN_Min_Retire 600) || exit 1
+    if [[ $walltime -gt 0 ]]; then
+        die=$((walltime - $(number UPDATE_INTERVAL 30) - 70 - $(number GLIDEIN_Graceful_Shutdown 120)))
+    else
+        die=$(($(number GLIDEIN_Retire_Time 21600) + job_max))
+    fi
+    left=$(($(number X509_EXPIRE $((now + die + 600))) - now - 300))
+    if [[ $left -lt $die && $(gconfig_get GLIDEIN_Ignore_X509_Duration) != True ]]; then die=$left; fi
+    [[ $die -ge $min_retire ]] ||
+        script_error WN_Resource "only $die s to live here, jobs need $min_retire (walltime, proxy)"
+    retire=$((die - job_max))
+    [[ $retire -ge $min_retire ]] || retire=$min_retire
+    # Pilots that were started together shall not end together.
+    retire=$((retire - RANDOM % (retire / 10 + 1)))
+    printf '%s %s\n' $((now + retire)) $((now + die))
+}
+
+# --- what only this node knows ---
+local_dir=$(gconfig_get GLIDEIN_LOCAL_DIR) condor=$(gconfig_get CONDOR_DIR) proxy=$(gconfig_get X509_USER_PROXY)
+config=$local_dir/condor_config account=$(id -un) name=$(gconfig_get GLIDEIN_Pilot_Name)
+[[ -x $condor/sbin/condor_master ]] || script_error Config "the factory's stage has no HTCondor (CONDOR_DIR '$condor')"
+times=$(lifetimes "$(date +%s)") || exit 1
+gconfig_add GLIDEIN_ToRetire "${times% *}"
+gconfig_add GLIDEIN_ToDie "${times#* }"
+gconfig_add GLIDEIN_Expire "${times#* }"
+gconfig_add GLIDEIN_Pilot_Account "$account"
+gconfig_add GLIDEIN_Worker "$(uname -n)"
+gconfig_add GLIDEIN_Batch_Job "${SLURM_JOB_ID:-${JOB_ID-}}"
+if [[ -z $(gconfig_get GLIDEIN_MaxMemMBs) ]]; then
+    # The pilot's share of the node's memory is that of its CPUs.
+    read -r _ memory _ </proc/meminfo
+    cpus=$(number GLIDEIN_CPUS 1) || exit 1
+    gconfig_add GLIDEIN_MaxMemMBs $((memory / 1024 * (cpus < $(nproc) ? cpus : $(nproc)) / $(nproc)))
+fi
+
+mapfile=$(gconfig_get GLIDECLIENT_X509_CONDORMAP)
+[[ -n $mapfile ]] || script_error VO_Config "the frontend's stage says of nobody who he is (pool.mapfile)"
+{
+    cat "$mapfile"
+    # Only this account: a payload's account that comes through the file system is nobody.
+    printf 'FS /^%s$/ %s\n' "$account" "$account"
+} >"$local_dir/mapfile"
+
+wrapper=
+if [[ -s $(gconfig_get WRAPPER_LIST) ]]; then
+    wrapper=$local_dir/user_job_wrapper.sh
+    while read -r file; do cat "$file"; done <"$(gconfig_get WRAPPER_LIST)" >"$wrapper"
+    chmod 755 "$wrapper"
+fi
+[[ $(gconfig_get GLEXEC_JOB) != True || -n $wrapper ]] || script_error Config "glexec is used, but there is no job wrapper"
+
+# --- HTCondor's configuration ---
+mkdir -m 700 "$local_dir/log" "$local_dir/lock" "$local_dir/spool" "$local_dir/sock"
+mkdir -m 711 "$local_dir/execute"
+
+# variables LIST: its lines become configuration; the names to publish are collected
+declare -A done_variables=()
+attributes='' environment=''
+variables() {
+    local variable type default condor_name required export user_env value
+    [[ -f ${1-} ]] || return 0
+    while read -r variable type default condor_name required export user_env; do
+        [[ -z $variable || $variable == \#* || -n ${done_variables[$variable]-} ]] && continue
+        done_variables[$variable]=yes
+        [[ $condor_name == + ]] && condor_name=$variable
+        value=$(gconfig_get "$variable")
+        [[ -z $value && $default != - ]] && value=$default
+        if [[ -z $value ]]; then
+            [[ $required == Y ]] && script_error Config "$variable is not set"
+            continue
+        fi
+        if [[ $user_env != - && $value != *[\'\"]* ]]; then
+            [[ $user_env == + ]] && environment+=" $variable='$value'" || environment+=" $condor_name='$value'"
+        fi
+        if [[ $type == S ]]; then
+            value=${value//\\/\\\\}
+            value="\"${value//\"/\\\"}\""
+        fi
+        # A $ of a value is not the beginning of one of HTCondor's macros.
+        [[ $type == C ]] || value=${value//\$/\$(DOLLAR)}
+        printf '%s = %s\n' "$condor_name" "$value"
+        [[ $export == Y ]] && attributes+=" $condor_name"
+    done <"$1"
+}
+
+{
+    cat <<C
+RELEASE_DIR = $condor
+BIN = $condor/bin
+SBIN = $condor/sbin
+LIBEXEC = $condor/libexec
+LIB = $condor/lib
+LOCAL_DIR = $local_dir
+LOG = $local_dir/log
+EXECUTE = $local_dir/execute
+SPOOL = $local_dir/spool
+LOCK = $local_dir/lock
+RUN = $local_dir/lock
+TMP_DIR = $local_dir/tmp
+DAEMON_SOCKET_DIR = $local_dir/sock
+PROCD_ADDRESS = $local_dir/lock/procd
+LOCAL_CONFIG_FILE =
+LOCAL_CONFIG_DIR = $(gconfig_get CONDOR_CONFIG_DIR)
+CONDOR_ADMIN =
+DAEMON_LIST = MASTER, STARTD
+SHARED_PORT = $condor/libexec/condor_shared_port
+MASTER_NAME = $name
+STARTD_NAME = $name
+FILESYSTEM_DOMAIN = \$(FULL_HOSTNAME)
+ENABLE_IPV6 = false
+
+USE_SHARED_PORT = true
+UPDATE_COLLECTOR_WITH_TCP = true
+MASTER_UPDATE_INTERVAL = \$(UPDATE_INTERVAL)
+# A collector that comes back must hear of this pilot soon.
+STARTER_UPDATE_INTERVAL = 20
+
+SEC_DEFAULT_AUTHENTICATION = REQUIRED
+SEC_DEFAULT_INTEGRITY = REQUIRED
+SEC_DEFAULT_ENCRYPTION = REQUIRED
+SEC_READ_AUTHENTICATION = REQUIRED
+SEC_CLIENT_AUTHENTICATION = REQUIRED
+SEC_CLIENT_INTEGRITY = REQUIRED
+SEC_CLIENT_ENCRYPTION = REQUIRED
+SEC_DEFAULT_AUTHENTICATION_METHODS = SSL, FS
+SEC_CLIENT_AUTHENTICATION_METHODS = SSL, FS
+# The negotiator brings shadow and starter together: the schedd needs no way to authenticate to the pilot.
+SEC_ENABLE_MATCH_PASSWORD_AUTHENTICATION = true
+# Pilot and collector on one address would else be taken for one family ("attempt to open invalid session family").
+SEC_USE_FAMILY_SESSION = false
+AUTH_SSL_SERVER_CADIR = $(gconfig_get X509_CERT_DIR)
+AUTH_SSL_CLIENT_CADIR = $(gconfig_get X509_CERT_DIR)
+AUTH_SSL_SERVER_USE_DEFAULT_CAS = false
+AUTH_SSL_CLIENT_USE_DEFAULT_CAS = false
+AUTH_SSL_CLIENT_CERTFILE = $proxy
+AUTH_SSL_CLIENT_KEYFILE = $proxy
+AUTH_SSL_SERVER_CERTFILE = $proxy
+AUTH_SSL_SERVER_KEYFILE = $proxy
+AUTH_SSL_ALLOW_CLIENT_PROXY = true
+AUTH_SSL_REQUIRE_CLIENT_CERTIFICATE = true
+AUTH_SSL_REQUIRE_CLIENT_MAPPING = true
+CERTIFICATE_MAPFILE = $local_dir/mapfile
+CERTIFICATE_MAPFILE_ASSUME_HASH_KEYS = true
+GLIDEIN_Self = $account@\$(UID_DOMAIN)
+ALLOW_ADMINISTRATOR = \$(GLIDEIN_Self)
+ALLOW_OWNER = \$(GLIDEIN_Self)
+ALLOW_CONFIG =
+
+RunBenchmarks = False
+ENABLE_URL_TRANSFERS = False
+STARTER_ALLOW_RUNAS_OWNER = False
+JOB_INHERITS_STARTER_ENVIRONMENT = False
+SLOT_TYPE_1 = 100%
+SLOT_TYPE_1_PARTITIONABLE = $([[ $(gconfig_get GLIDEIN_SLOTS_LAYOUT) == fixed ]] && echo False || echo True)
+NUM_SLOTS_TYPE_1 = $([[ $(gconfig_get GLIDEIN_SLOTS_LAYOUT) == fixed ]] && gconfig_get GLIDEIN_CPUS || echo 1)
+SUSPEND = False
+WANT_SUSPEND = False
+PREEMPT = False
+KILL = False
+# A payload that ignores its end holds the slot no longer than this.
+MachineMaxVacateTime = 8
+KILLING_TIMEOUT = 6
+
+START = (\$(GLIDEIN_Start)) && (\$(GLIDEIN_Entry_Start)) && (\$(GLIDECLIENT_Start)) && (\$(GLIDECLIENT_Group_Start)) \\
+    && (time() < GLIDEIN_ToRetire) && (\$(GLIDEIN_Glexec_Start))
+GLIDEIN_DIES = (time() > GLIDEIN_ToDie)
+GLIDEIN_IDLES = (Activity =?= "Idle" && (State =?= "Unclaimed" || PartitionableSlot =?= True) \\
+    && DynamicSlot =!= True && (NumDynamicSlots ?: 0) == 0)
+GLIDEIN_NO_JOB = ((JobStarts ?: 0) == 0 && time() - GLIDEIN_Pilot_Start > GLIDEIN_Max_Idle)
+GLIDEIN_TAIL = ((JobStarts ?: 0) > 0 && time() - EnteredCurrentActivity > GLIDEIN_Max_Tail)
+STARTD.DAEMON_SHUTDOWN = \$(GLIDEIN_DIES) || (\$(GLIDEIN_IDLES) && \\
+    (\$(GLIDEIN_NO_JOB) || \$(GLIDEIN_TAIL) || time() > GLIDEIN_ToRetire))
+MASTER.DAEMON_SHUTDOWN = (STARTD_StartTime =?= 0)
+
+IS_GLIDEIN = True
+C
+    if [[ $(gconfig_get GLEXEC_JOB) == True ]]; then
+        # sshd would be started through the wrapper, too: as the payload's account, where the tool asks for the pilot's.
+        printf '%s\n' 'GLIDEIN_Glexec_Start = x509userproxysubject =!= undefined' 'ENABLE_SSH_TO_JOB = False'
+    else
+        printf 'GLIDEIN_Glexec_Start = True\n'
+    fi
+    [[ -z $wrapper ]] || printf 'USER_JOB_WRAPPER = %s\n' "$wrapper"
+    if [[ $(gconfig_get USE_CCB) == True ]]; then
+        # shellcheck disable=SC2016
+        printf 'CCB_ADDRESS = $(COLLECTOR_HOST)\nPRIVATE_NETWORK_NAME = %s\n' "${name##*_}"
+    fi
+    for prefix in '' ENTRY_ GLIDECLIENT_ GLIDECLIENT_GROUP_; do variables "$(gconfig_get "${prefix}CONDOR_VARS_FILE")"; done
+    printf 'STARTD_ATTRS = IS_GLIDEIN%s\n' "$attributes"
+    printf 'STARTER_JOB_ENVIRONMENT = "%s"\n' "${environment# }"
+} >"$config" || exit 1
+
+# --- run ---
+master=
+on_signal() {
+    warn "stopping HTCondor"
+    [[ -n $master ]] && kill -QUIT "$master"
+}
+trap on_signal TERM INT HUP
+
+for variable in ${!_CONDOR_@}; do unset "$variable"; done
+# The libraries are for HTCondor's programs only; sudo drops the variable, a payload's environment is made anew.
+env -u X509_USER_PROXY CONDOR_CONFIG="$config" LD_LIBRARY_PATH="$condor/lib" "$condor/sbin/condor_master" -f &
+master=$!
+agent=$(gconfig_get RELAY_AGENT_PID)
+if [[ -n $agent ]]; then
+    while kill -0 "$agent" 2>/dev/null; do sleep 5; done && kill -0 "$master" 2>/dev/null &&
+        warn "the relay's agent has ended: $(tail -n 1 "$local_dir/relay.log")" && kill -QUIT "$master" &
+fi
+while wait "$master"; status=$?; [[ $status -gt 128 ]] && kill -0 "$master" 2>/dev/null; do :; done
+
+for log in "$local_dir"/log/{MasterLog,StartLog,SharedPortLog,StarterLog*} "$local_dir/relay.log"; do
+    [[ -s $log ]] || continue
+    {
+        printf '%s\n======== gzip | uuencode =============\nbegin-base64 644 -\n' "${log##*/}"
+        tail -c 500000 "$log" | gzip | base64
+        printf '====\n\n'
+    } >&2
+done
+[[ $status -eq 99 ]] && status=0 # DAEMON_SHUTDOWN came true
+if [[ $status -ne 0 ]]; then script_error WN_Resource "condor_master ended with code $status: $(
+    grep -h 'ERROR\|error' "$local_dir/log/MasterLog" 2>/dev/null | tail -n 1)"; fi
+script_ok

@@ -1,0 +1,163 @@
+"""The node image: one Debian root file system that every local node boots through an overlay.
+
+It holds the packages of all roles (``roles/*/vars/main.yml``), so that a role only configures.
+Built once, kept outside the checkout under a hash of what defines it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from . import LabError
+
+#: Where images are kept: outside every checkout, so that a second one finds them.
+CACHE = Path("/var/cache/pilotbed")
+
+SUITE = "trixie"
+NEXT_SUITE = "forky"
+#: Taken from the next release: trixie's HTCondor 23.9.6 cannot receive a delegated proxy with OpenSSL 3.5
+#: ("delegation failed: X509Credential::Request() failed").
+FROM_NEXT = ("condor", "libpcre2-8-0")
+
+#: What a bootable node needs besides the roles' packages.
+GROUND = ("apt", "systemd", "systemd-sysv", "libpam-systemd", "python3-yaml", "nftables", "kmod")
+
+#: Units that may start by themselves; every other unit of a package waits for its role.
+KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/systemd", "sockets")
+
+#: Run with the new root as its argument. What makes two builds differ, or a key shared by all nodes, goes.
+TIDY = r"""
+set -eu
+cd "$1"
+rm -f etc/ssh/ssh_host_* etc/machine-id var/lib/dbus/machine-id var/log/*.log var/log/apt/*
+rm -rf var/cache/apt/*.bin usr/share/locale/* var/lib/condor/spool/*
+# Installing A-REX makes a test CA, with its private key, and trusts it.
+rm -rf etc/arc.conf.d/*testCA* etc/grid-security/testCA* etc/grid-security/certificates/*
+for unit in etc/systemd/system/*.wants/*; do
+    case "$unit" in {keep}) ;; *) rm -f "$unit" ;; esac
+done
+for script in etc/init.d/*; do
+    name=${{script##*/}}
+    [ -e "usr/lib/systemd/system/$name.service" ] || ln -sf /dev/null "etc/systemd/system/$name.service"
+done
+touch etc/machine-id
+"""
+
+
+def packages(checkout: Path) -> list[str]:
+    """Return the sorted names of all Debian packages that the roles of ``checkout`` install.
+
+    Raises:
+        LabError: a role's package list is not a list of names.
+    """
+    names = set(GROUND) | set(FROM_NEXT)
+    for path in sorted(checkout.glob("roles/*/vars/main.yml")):
+        for key, value in (yaml.safe_load(path.read_text()) or {}).items():
+            if key.endswith("_packages"):
+                if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                    raise LabError(f"{path}: {key} is not a list of package names")
+                names.update(value)
+    return sorted(names)
+
+
+def path_of(checkout: Path) -> Path:
+    """Return where the image that ``checkout`` defines is, or will be."""
+    definition = "\n".join([SUITE, NEXT_SUITE, *FROM_NEXT, TIDY, *KEEP, *packages(checkout)])
+    return CACHE / f"image-{hashlib.sha256(definition.encode()).hexdigest()[:12]}"
+
+
+def sources() -> list[str]:
+    """Return the apt sources of the image, taken from the host's own apt configuration.
+
+    Raises:
+        LabError: the host has no Debian source to take the mirror from.
+    """
+    command = ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
+    sites = {(site, "security" in release) for site, release, component in (x.split() for x in lines if x)
+             if component == "main" and "debian" in site}
+    main = sorted(site for site, security in sites if not security)
+    if not main:
+        raise LabError("apt has no Debian source with the component main: give it one (/etc/apt/sources.list.d)")
+    key = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    found = [f"deb {key} {main[0]} {suite} main" for suite in (SUITE, f"{SUITE}-updates", NEXT_SUITE)]
+    found += [f"deb {key} {site} {SUITE}-security main" for site, security in sorted(sites) if security]
+    return found
+
+
+def _preferences() -> str:
+    """Return the apt pins: nothing from the next release but what ``FROM_NEXT`` names."""
+    pin = "Package: {}\nPin: release n={}\nPin-Priority: {}\n"
+    return "\n".join([pin.format("*", NEXT_SUITE, 50), pin.format(" ".join(FROM_NEXT), NEXT_SUITE, 600)])
+
+
+def build(checkout: Path, log: Path) -> Path:
+    """Return the path of the image, building it first if it is not there.
+
+    Args:
+        checkout: the project's directory.
+        log: file that takes the builder's output.
+
+    Raises:
+        LabError: the build failed; the message ends with the log's last lines.
+    """
+    image = path_of(checkout)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second checkout waits for the first one's build
+        if image.is_dir():
+            return image
+        partial = image.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            preferences = Path(scratch, "preferences")
+            preferences.write_text(_preferences())
+            tidy = Path(scratch, "tidy")
+            tidy.write_text("#!/bin/sh" + TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)))
+            tidy.chmod(0o755)
+            command = [
+                "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+                "--include=" + ",".join(packages(checkout)),
+                # Written once per file instead of synced: a failed build is thrown away as a whole.
+                "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                '--dpkgopt=path-exclude=/usr/share/doc/*',
+                "--aptopt=Acquire::Languages \"none\"",
+                *_apt_options(),
+                f"--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\" && cp {preferences} \"$1/etc/apt/preferences.d/pilotbed\"",
+                # A-REX's installation asks for the host's full name ("hostname: Name or service not known").
+                '--essential-hook=printf "127.0.0.1 localhost\\n127.0.1.1 image.invalid $(hostname)\\n" > "$1/etc/hosts"',
+                f"--customize-hook={tidy} \"$1\"",
+                SUITE, str(partial), *sources(),
+            ]
+            with open(log, "w") as out:
+                done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise LabError(f"building the node image failed; the end of {log}:\n{tail}")
+        partial.rename(image)
+    return image
+
+
+def _apt_options() -> list[str]:
+    """Return the host's relaxations of apt's date checks: a frozen mirror needs them in the image, too."""
+    found = []
+    for option in ("Acquire::Check-Valid-Until", "Acquire::Check-Date"):
+        value = subprocess.run(["apt-config", "dump", option], check=True, capture_output=True, text=True).stdout
+        if '"false"' in value:
+            found.append(f'--aptopt={option} "false"')
+    return found
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    print(build(Path(sys.argv[1]), Path(sys.argv[2])), f"{time.monotonic() - started:.0f} s")

@@ -1,0 +1,21 @@
+"""The one door to HTCondor: ads, jobs and expressions; it knows nothing of pilots.
+
+``htcondor2`` and ``classad2`` come with Debian's condor package and are imported when the door is opened, so that
+everything above can be tested where they are missing.
+"""
+
+from .door import Collector, Identity, PoolError, Schedd, open_door
+from .expression import Expression
+from .text import any_of, equals, quote
+
+__all__ = [
+    "Collector",
+    "Expression",
+    "Identity",
+    "PoolError",
+    "Schedd",
+    "any_of",
+    "equals",
+    "open_door",
+    "quote",
+]

@@ -1,0 +1,203 @@
+"""Collector and schedd through htcondor2, in plain Python values and one exception."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Value = str | int | float | bool
+
+#: Seconds that a query or a handshake may take before the pool counts as down; HTCondor's own are 60 and 20.
+DEADLINE = 5
+
+
+class PoolError(Exception):
+    """HTCondor refused or could not be reached; the message names the daemon and what was asked."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate and key (PEM files) to authenticate with over SSL."""
+
+    certificate: Path
+    key: Path
+
+
+def open_door(identity: Identity | None = None) -> None:
+    """Set how this process meets HTCondor; call it once, before anything else of this package.
+
+    Args:
+        identity: the certificate for remote daemons; None means the local account (FS), for the own host's daemons.
+
+    The configuration is read once, when htcondor2 is imported: settings go through the environment.
+    """
+    settings = {"QUERY_TIMEOUT": DEADLINE, "Q_QUERY_TIMEOUT": DEADLINE, "SEC_DEFAULT_AUTHENTICATION_TIMEOUT": DEADLINE}
+    os.environ.update({f"_CONDOR_{name}": str(value) for name, value in settings.items()})
+    if identity is not None:
+        os.environ.update(
+            {
+                "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "SSL",
+                "_CONDOR_AUTH_SSL_CLIENT_CERTFILE": str(identity.certificate),
+                "_CONDOR_AUTH_SSL_CLIENT_KEYFILE": str(identity.key),
+            }
+        )
+        os.environ.pop("X509_USER_PROXY", None)
+
+
+def _plain(ad: Any) -> dict[str, Value]:
+    """Return the attributes of a ClassAd that have a value; expressions are evaluated, undefined ones left out."""
+    import classad2
+
+    values = {}
+    for name in ad:
+        value = ad[name]
+        if isinstance(value, classad2.ExprTree):
+            value = ad.eval(name)
+        if isinstance(value, str | float | bool) or (isinstance(value, int) and not isinstance(value, classad2.Value)):
+            values[name] = value
+    return values
+
+
+class Collector:
+    """The collector at ``address`` (host:port)."""
+
+    def __init__(self, address: str) -> None:
+        import htcondor2
+
+        self.address = address
+        self._collector = htcondor2.Collector(address)
+        # The collector counts lost updates by it; the clock keeps it growing over a restart.
+        self._sequence = int(time.time())
+
+    def query(self, constraint: str, attributes: Sequence[str] = ()) -> list[dict[str, Value]]:
+        """Return the ads of any kind that satisfy ``constraint``; with ``attributes``, only those.
+
+        Raises:
+            PoolError: the collector does not answer, or refuses.
+        """
+        import htcondor2
+
+        try:
+            ads = self._collector.query(htcondor2.AdType.Any, constraint, list(attributes))
+        except htcondor2.HTCondorException as error:
+            raise PoolError(f"collector {self.address} does not answer a query: {error}") from error
+        return [_plain(ad) for ad in ads]
+
+    def advertise(self, ads: Iterable[Mapping[str, Value]], command: str) -> None:
+        """Send ``ads`` with ``command`` (``UPDATE_..._AD``).
+
+        Raises:
+            PoolError: the collector does not answer, or our identity may not send this kind.
+        """
+        import classad2
+
+        self._sequence += 1
+        # Without MyAddress a LICENSE ad vanishes; the collector logs "Could not make hashkey --- ignoring ad".
+        extra: dict[str, Value] = {"MyAddress": "<127.0.0.1:0>", "UpdateSequenceNumber": self._sequence}
+        self._send([classad2.ClassAd(extra | dict(ad)) for ad in ads], command)
+
+    def invalidate(self, my_type: str, constraint: str, command: str) -> None:
+        """Remove our ads of ``my_type`` that satisfy ``constraint`` with ``command`` (``INVALIDATE_...``).
+
+        Raises:
+            PoolError: as ``advertise``.
+        """
+        import classad2
+
+        # TargetType must be the ads' own MyType: with "Generic" or nothing the collector removes none, silently.
+        query = classad2.ClassAd({"MyType": "Query", "TargetType": my_type})
+        query["Requirements"] = classad2.ExprTree(constraint)
+        self._send([query], command)
+
+    def _send(self, ads: list[Any], command: str) -> None:
+        import htcondor2
+
+        if not ads:
+            return
+        try:
+            self._collector.advertise(ads, command)
+        except htcondor2.HTCondorException as error:
+            raise PoolError(f"collector {self.address} did not take {command}: {error}") from error
+
+
+class Schedd:
+    """A schedd: the local one, or ``name`` as its pool's collector knows it.
+
+    Raises:
+        PoolError: the collector does not know it.
+    """
+
+    def __init__(self, name: str | None = None, pool: str | None = None) -> None:
+        import htcondor2
+
+        self.name = name or "(local)"
+        try:
+            if name is None:
+                self._schedd = htcondor2.Schedd()
+            else:
+                ad = htcondor2.Collector(pool).locate(htcondor2.DaemonType.Schedd, name)
+                if ad is None:
+                    raise PoolError(f"collector {pool} knows no schedd {name}")
+                self._schedd = htcondor2.Schedd(ad)
+        except htcondor2.HTCondorException as error:
+            raise PoolError(f"schedd {self.name} cannot be found: {error}") from error
+
+    def query(self, constraint: str, attributes: Sequence[str]) -> list[dict[str, Value]]:
+        """Return ``attributes`` of the jobs that satisfy ``constraint``.
+
+        Raises:
+            PoolError: the schedd does not answer, or refuses.
+        """
+        import htcondor2
+
+        try:
+            ads = self._schedd.query(constraint, list(attributes))
+        except htcondor2.HTCondorException as error:
+            raise PoolError(f"schedd {self.name} does not answer a query: {error}") from error
+        return [_plain(ad) for ad in ads]
+
+    def submit(self, description: str, count: int) -> int:
+        """Submit ``count`` jobs of a submit description as one cluster and return its number.
+
+        Raises:
+            PoolError: the schedd refused, with its reason.
+        """
+        import htcondor2
+
+        try:
+            return int(self._schedd.submit(htcondor2.Submit(description), count=count).cluster())
+        except (htcondor2.HTCondorException, ValueError) as error:
+            raise PoolError(f"schedd {self.name} refused a submission: {error}") from error
+
+    def remove(self, jobs: Sequence[str], reason: str, forced: bool = False) -> None:
+        """Remove ``jobs`` (``cluster.proc``); ``forced`` also drops what the CE does not confirm.
+
+        Raises:
+            PoolError: the schedd does not answer.
+        """
+        self._act("Remove", jobs, reason)
+        if forced:
+            self._act("RemoveX", jobs, reason)
+
+    def release(self, jobs: Sequence[str], reason: str) -> None:
+        """Release held ``jobs``.
+
+        Raises:
+            PoolError: the schedd does not answer.
+        """
+        self._act("Release", jobs, reason)
+
+    def _act(self, action: str, jobs: Sequence[str], reason: str) -> None:
+        import htcondor2
+
+        if not jobs:
+            return
+        try:
+            # A reason that is not a (reason, code) pair is dropped by htcondor2.
+            self._schedd.act(getattr(htcondor2.JobAction, action), list(jobs), (reason, 0))
+        except htcondor2.HTCondorException as error:
+            raise PoolError(f"schedd {self.name} refused {action} of {', '.join(jobs)}: {error}") from error

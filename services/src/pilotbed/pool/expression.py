@@ -1,0 +1,33 @@
+"""Match expressions: ClassAd, as everywhere in the field; a Python expression from a file would be code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .door import PoolError
+
+Value = str | int | float | bool
+
+
+class Expression:
+    """A ClassAd expression over MY (the job) and TARGET (the entry).
+
+    Raises:
+        PoolError: it cannot be parsed.
+    """
+
+    def __init__(self, text: str) -> None:
+        import classad2
+
+        self.text = text
+        try:
+            self._tree = classad2.ExprTree(text)
+        except classad2.ClassAdException as error:
+            raise PoolError(f"not a ClassAd expression: {text!r}: {error}") from error
+
+    def __call__(self, my: Mapping[str, Value], target: Mapping[str, Value]) -> bool:
+        """Return whether it is true; undefined, an error or a number is no match."""
+        import classad2
+
+        # Value.Undefined is the integer 2 and so true in Python: only True itself counts.
+        return self._tree.eval(classad2.ClassAd(dict(my)), classad2.ClassAd(dict(target))) is True

@@ -1,0 +1,328 @@
+"""The relay's agent: runs beside a daemon that nobody can connect to, and brings it the connections of a public port.
+
+Standard library only; with `pilotbed/__init__.py`, `pilotbed/relay/__init__.py` and `pilotbed/relay/protocol.py` it is
+all that a zipapp needs.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilotbed.relay import Traffic, event, join, log_to_stderr, prepare, reset
+from pilotbed.relay.protocol import (
+    VERSION,
+    Connection,
+    Failed,
+    Frame,
+    Open,
+    Refusal,
+    Refused,
+    Register,
+    Registered,
+    Release,
+    Side,
+    State,
+    backoff,
+    preface,
+)
+
+EXIT_REFUSED = 3  # for good: the port is not (or no longer) ours
+STREAMS = 1000  # at a time; the relay has its own, lower limit
+CONNECT_TIMEOUT = 8.0  # seconds for the target and for the relay; a token lives for 10
+
+_log = logging.getLogger("pilotbed-relay-agent")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says.
+
+    Attributes:
+        server: host name and port of the relay; the name has to be in its certificate.
+        proxy: PEM file of an RFC 3820 proxy with its key; read again when it changes.
+        cadir: CA directory (HASH.0, HASH.r0).
+        state: where the lease is written for the daemon's start-up.
+        pilot: name for the relay's operators.
+        target: where connections go; None: 127.0.0.1 at the dedicated port.
+    """
+
+    server: tuple[str, int]
+    proxy: Path
+    cadir: Path
+    state: Path
+    pilot: str
+    target: tuple[str, int] | None
+
+
+class Agent:
+    """Holds one lease until stopped or refused for good."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.traffic = Traffic()
+        self._lease: str | None = None
+        self._port = 0
+        self._published = False  # by this process; then another port would be of no use to anybody
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """Give the lease back and return from `run`."""
+        self._stop.set()
+
+    async def run(self) -> int:
+        """Register, serve, reconnect. Returns the exit code: 0 stopped, `EXIT_REFUSED` refused for good."""
+        self._lease = _read_lease(self.settings.state)
+        attempt = 0
+        try:
+            while not self._stop.is_set():
+                try:
+                    attempt = await self._session() or attempt
+                except Refusal as refusal:
+                    if refusal.code == "lease_unknown" and not self._published:
+                        self._forget()
+                        continue
+                    event(_log, "refused", level=logging.ERROR, code=refusal.code, reason=refusal.reason)
+                    if refusal.final:
+                        if refusal.code != "superseded":
+                            self._forget()
+                        return EXIT_REFUSED
+                except (OSError, TimeoutError) as error:
+                    event(_log, "relay_lost", level=logging.WARNING, reason=_text(error))
+                if attempt >= 0:
+                    pause = backoff(attempt, random.random())  # noqa: S311
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), pause)
+                attempt += 1
+            self._forget()
+            return 0
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _session(self) -> int:
+        """One control connection, from TCP to its end. Returns -1: come back at once (the proxy was renewed)."""
+        host, port = self.settings.server
+        stamp = _stamp(self.settings.proxy)
+        context, chain = self._credentials()
+        try:
+            opening = asyncio.open_connection(host, port, ssl=context, server_hostname=host)
+            reader, writer = await asyncio.wait_for(opening, 20)
+        except ssl.SSLCertVerificationError as error:
+            if self._published:
+                raise
+            raise Refusal("bad_certificate", f"the relay's certificate: {error.verify_message}") from None
+        connection = Connection(Side.AGENT, time.monotonic())
+        stopping = asyncio.ensure_future(self._stop.wait())
+        reading = None
+        try:
+            writer.write(connection.send(Register(VERSION, chain, self.settings.pilot, self._lease), time.monotonic()))
+            while connection.state is not State.CLOSED:
+                reading = reading or asyncio.ensure_future(reader.read(65536))
+                pause = max(0.0, (connection.deadline() or 0.0) - time.monotonic())
+                await asyncio.wait({reading, stopping}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    data, reading = reading.result(), None
+                    if not data:
+                        raise ConnectionError("the relay closed the connection")
+                    for frame in connection.receive(data, time.monotonic()):
+                        self._handle(frame, connection, writer)
+                if stopping.done() and connection.state is State.SERVING:
+                    writer.write(connection.send(Release(), time.monotonic()))
+                elif stopping.done():
+                    break
+                else:
+                    writer.write(connection.due(time.monotonic()))
+                    if connection.state is State.SERVING and _stamp(self.settings.proxy) != stamp:
+                        event(_log, "proxy_renewed")
+                        return -1
+            await asyncio.wait_for(writer.drain(), 5)
+            return 0
+        except ssl.SSLError as error:
+            # With TLS 1.3 the relay judges our certificate after we think that the connection stands.
+            if "ALERT" in (error.reason or "") and any(word in error.reason for word in ("CERTIFICATE", "UNKNOWN_CA")):
+                raise Refusal("bad_certificate", f"TLS: {error.reason.lower().replace('_', ' ')}") from None
+            raise
+        finally:
+            for waiting in filter(None, (stopping, reading)):
+                waiting.cancel()
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 2)
+
+    def _credentials(self) -> tuple[ssl.SSLContext, tuple[str, ...]]:
+        """TLS as it has to be, and the certificates that the relay wants to see again in the first frame."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(capath=str(self.settings.cadir))
+        if any(self.settings.cadir.glob("*.r0")):
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+        else:
+            event(_log, "no_revocation_lists", level=logging.WARNING, directory=self.settings.cadir)
+        try:
+            context.load_cert_chain(str(self.settings.proxy))
+            chain = _certificates(self.settings.proxy.read_text(encoding="ascii", errors="replace"))
+        except OSError as error:
+            if self._published:
+                raise
+            raise Refusal("bad_certificate", f"{self.settings.proxy}: {_text(error)}") from None
+        return context, chain
+
+    def _handle(self, frame: Frame, connection: Connection, writer: asyncio.StreamWriter) -> None:
+        if isinstance(frame, Registered):
+            self._registered(frame)
+        elif isinstance(frame, Refused):
+            refusal = Refusal(frame.code if frame.code in _KNOWN else "bad_frame", frame.reason)
+            refusal.final = frame.final
+            raise refusal
+        elif isinstance(frame, Open):
+            self._spawn(self._serve(frame, connection, writer))
+
+    def _registered(self, frame: Registered) -> None:
+        self._lease, self._port = frame.lease, frame.port
+        _write_atomically(
+            self.settings.state, json.dumps({"host": frame.host, "port": frame.port, "lease": frame.lease}) + "\n"
+        )
+        event(_log, "registered", host=frame.host, port=frame.port, expires=frame.expires, again=self._published)
+        self._published = True
+
+    async def _serve(self, request: Open, connection: Connection, writer: asyncio.StreamWriter) -> None:
+        """One stream: the target first, so that a dead daemon is told apart from a dead relay."""
+        relay = writer.get_extra_info("peername")[:2]
+        target = self.settings.target or ("127.0.0.1", self._port)
+        inner = outer = None
+        try:
+            if len(self._tasks) > STREAMS:
+                raise OSError(f"more than {STREAMS} streams")
+            inner = await _connect(target)
+            outer = await _connect(relay)
+            await asyncio.get_running_loop().sock_sendall(outer, preface(bytes.fromhex(request.token)))
+        except (OSError, ValueError, TimeoutError) as error:
+            for sock in filter(None, (inner, outer)):
+                reset(sock)
+            event(_log, "stream_failed", level=logging.WARNING, stream=request.stream, reason=_text(error))
+            if connection.state is State.SERVING:
+                writer.write(connection.send(Failed(request.stream, _text(error)), time.monotonic()))
+            return
+        traffic = Traffic(self.traffic)
+        with contextlib.suppress(OSError):
+            await join(outer, inner, traffic)
+        event(_log, "stream", stream=request.stream, peer=request.peer, inward=traffic.inward, outward=traffic.outward)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget(self) -> None:
+        self._lease = None
+        self.settings.state.unlink(missing_ok=True)
+
+
+def _text(error: BaseException) -> str:
+    text = (str(error) or type(error).__name__)[:400]
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+async def _connect(address: tuple[str, int]) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, where = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        prepare(sock)
+        await asyncio.wait_for(loop.sock_connect(sock, where), CONNECT_TIMEOUT)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _certificates(pem: str) -> tuple[str, ...]:
+    """The base64 of each certificate of a PEM text, in order."""
+    blocks = pem.split("-----BEGIN CERTIFICATE-----")[1:]
+    bodies = ("".join(block.partition("-----END CERTIFICATE-----")[0].split()) for block in blocks)
+    return tuple(base64.b64encode(base64.b64decode(body)).decode() for body in bodies)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _read_lease(path: Path) -> str | None:
+    try:
+        lease = json.loads(path.read_text())["lease"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return lease if isinstance(lease, str) else None
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """The command line as settings; exits with 2 and a usage message when it is wrong."""
+    parser = argparse.ArgumentParser(prog="pilotbed-relay-agent", description=__doc__.splitlines()[0])
+    parser.add_argument("--server", required=True, type=_address, metavar="HOST:PORT", help="the relay")
+    parser.add_argument("--proxy", required=True, type=Path, metavar="PEM", help="proxy certificate with its key")
+    parser.add_argument("--cadir", required=True, type=Path, metavar="DIR", help="CA directory (HASH.0, HASH.r0)")
+    parser.add_argument("--state", required=True, type=Path, metavar="FILE", help="written: JSON host, port, lease")
+    parser.add_argument("--pilot", default=socket.gethostname(), metavar="NAME", help="for the relay's operators")
+    parser.add_argument("--target", type=_address, metavar="HOST:PORT", help="default: 127.0.0.1 at the dedicated port")
+    given = parser.parse_args(arguments)
+    return Settings(given.server, given.proxy, given.cadir, given.state, given.pilot[:200], given.target)
+
+
+async def _main(settings: Settings) -> int:
+    agent = Agent(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, agent.stop)
+    return await agent.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; exit codes: 0 stopped by a signal, 2 usage, 3 refused for good."""
+    settings = parse(arguments)
+    log_to_stderr()
+    return asyncio.run(_main(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

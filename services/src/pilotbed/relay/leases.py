@@ -1,0 +1,184 @@
+"""Who holds which dedicated port, and which streams wait for their connection: the relay's books, without I/O."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from pilotbed.relay.protocol import TOKEN_BYTES, TOKEN_LIFETIME, Refusal
+
+FORMAT = 1  # of the state file
+
+
+@dataclass
+class Lease:
+    """A dedicated port and who holds it.
+
+    Attributes:
+        id: secret: whoever shows it (with the same DN) has the port again. Logs and status show `label`.
+        dn: end-entity DN that opened it.
+        pilot: name that the agent gave itself; for people.
+        port: the dedicated port.
+        opened, expires: epoch seconds; it expires with the proxy that opened or last renewed it.
+        lost: epoch seconds since when no agent is connected; None while one is.
+    """
+
+    id: str
+    dn: str
+    pilot: str
+    port: int
+    opened: float
+    expires: float
+    lost: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The lease's name in logs and status; of no use to somebody who wants the port."""
+        return hashlib.sha256(self.id.encode()).hexdigest()[:10]
+
+
+class LeaseBook:
+    """Leases over a range of ports.
+
+    Args:
+        ports: the dedicated ports, in order.
+        per_dn: leases that one end-entity DN may hold.
+        grace: seconds that a lease outlives the loss of its agent.
+    """
+
+    def __init__(self, ports: range, per_dn: int, grace: float) -> None:
+        self.ports, self.per_dn, self.grace = ports, per_dn, grace
+        self._leases: dict[str, Lease] = {}
+        self._by_port: dict[int, Lease] = {}
+        self._last: int = ports[0] - 1
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(list(self._leases.values()))
+
+    def __contains__(self, lease: Lease) -> bool:
+        return lease.id in self._leases
+
+    def register(  # noqa: PLR0917
+        self, dn: str, pilot: str, wanted: str | None, expires: float, now: float, unusable: Iterable[int] = ()
+    ) -> Lease:
+        """Give a lease, or the one that is asked for again.
+
+        Args:
+            dn: verified end-entity DN of the agent.
+            pilot: the agent's name.
+            wanted: id of the lease to have again; None for a new one.
+            expires: end of the agent's proxy, epoch seconds.
+            now: epoch seconds.
+            unusable: ports that something else on this host uses.
+        Raises:
+            Refusal: proxy_expired, lease_unknown, too_many_leases or range_exhausted.
+        """
+        if expires <= now:
+            raise Refusal("proxy_expired", "the proxy has expired")
+        if wanted is not None:
+            lease = self._leases.get(wanted)
+            if lease is None or lease.dn != dn or lease.expires <= now:
+                raise Refusal("lease_unknown", "no such lease of this DN: it has ended")
+            lease.pilot, lease.expires, lease.lost = pilot, expires, None
+            return lease
+        if sum(lease.dn == dn for lease in self) >= self.per_dn:
+            raise Refusal("too_many_leases", f"{dn} holds {self.per_dn} leases, which is its limit")
+        port = self._free_port(set(unusable))
+        lease = Lease(secrets.token_hex(16), dn, pilot, port, now, expires)
+        self._add(lease)
+        self._last = port
+        return lease
+
+    def lose(self, lease: Lease, now: float) -> None:
+        """The agent is gone; the lease waits for it for `grace` seconds."""
+        lease.lost = now
+
+    def end(self, lease: Lease) -> None:
+        """Free the port. It is given to somebody else only after every other one of the range has been."""
+        if self._leases.pop(lease.id, None):
+            del self._by_port[lease.port]
+
+    def due(self, now: float) -> list[tuple[Lease, str]]:
+        """Leases that have to end now, each with why: `proxy_expired` or `grace`."""
+        return [
+            (lease, "proxy_expired" if lease.expires <= now else "grace")
+            for lease in self
+            if lease.expires <= now or (lease.lost is not None and lease.lost + self.grace <= now)
+        ]
+
+    def dump(self) -> dict[str, Any]:
+        """The book as JSON, for the state file."""
+        return {"format": FORMAT, "last_port": self._last, "leases": [asdict(lease) for lease in self]}
+
+    def restore(self, state: Any, now: float, may: Callable[[str], bool]) -> None:
+        """Take over what `dump` wrote; nobody is connected yet, so every grace period starts now.
+
+        Args:
+            state: the parsed state file.
+            now: epoch seconds.
+            may: whether a DN may (still) hold a lease; leases of others are dropped, as are those outside the range.
+        Raises:
+            ValueError: not such a state.
+        """
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"not a lease book of format {FORMAT}")
+        try:
+            leases = [Lease(**entry) for entry in state["leases"]]
+            last = int(state["last_port"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"damaged lease book: {error}") from None
+        for lease in leases:
+            if lease.port in self.ports and lease.port not in self._by_port and may(lease.dn) and lease.expires > now:
+                lease.lost = now
+                self._add(lease)
+        self._last = last
+
+    def _add(self, lease: Lease) -> None:
+        self._leases[lease.id] = self._by_port[lease.port] = lease
+
+    def _free_port(self, unusable: set[int]) -> int:
+        start = self._last - self.ports[0] + 1
+        for step in range(len(self.ports)):
+            port = self.ports[(start + step) % len(self.ports)]
+            if port not in self._by_port and port not in unusable:
+                return port
+        raise Refusal(
+            "range_exhausted", f"all {len(self.ports)} ports {self.ports[0]}-{self.ports[-1]} of this relay are taken"
+        )
+
+
+_Waiting = TypeVar("_Waiting")
+
+
+class TokenBook(Generic[_Waiting]):
+    """One-time tokens: each stands for a connection that waits for the agent's, and dies at first use or of age.
+
+    Only a token's digest is kept, so the look-up tells nothing by its duration.
+    """
+
+    def __init__(self, lifetime: float = TOKEN_LIFETIME) -> None:
+        self.lifetime = lifetime
+        self._waiting: dict[bytes, tuple[float, _Waiting]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def issue(self, waiting: _Waiting, now: float) -> bytes:
+        """A new token for `waiting`; `now`: seconds of a monotonic clock."""
+        token = secrets.token_bytes(TOKEN_BYTES)
+        self._waiting[self._key(token)] = (now + self.lifetime, waiting)
+        return token
+
+    def redeem(self, token: bytes, now: float) -> _Waiting | None:
+        """What waits for `token`; None for a token that is unknown, used or too old."""
+        until, waiting = self._waiting.pop(self._key(token), (now, None))
+        return waiting if now < until else None
+
+    def withdraw(self, token: bytes) -> None:
+        """Forget a token, used or not."""
+        self._waiting.pop(self._key(token), None)
+
+    @staticmethod
+    def _key(token: bytes) -> bytes:
+        return hashlib.sha256(token).digest()

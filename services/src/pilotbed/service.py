@@ -1,0 +1,96 @@
+"""What a daemon needs besides its work: structured log lines, a status file, a steady loop, systemd's notices."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+#: Seconds between two tries while the pool is down.
+LONGEST_PAUSE = 60
+
+_log = logging.getLogger("pilotbed")
+
+
+def set_up_logging() -> None:
+    """Log to stderr; without a time of day under systemd, whose journal has its own."""
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"{stamp}%(levelname)s %(message)s")
+
+
+def event(what: str, /, **fields: object) -> str:
+    """Return one log line: ``what key=value key="value with spaces"`` (logfmt: easy to read and to grep)."""
+    words = [what]
+    for key, value in fields.items():
+        text = str(value)
+        plain = text and text.isprintable() and not set(text) & set(' "=')
+        words.append(f"{key}={text if plain else json.dumps(text)}")
+    return " ".join(words)
+
+
+def write_file(path: Path, text: str, mode: int) -> None:
+    """Replace ``path`` by ``text`` in one step, never readable with more than ``mode``.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, mode)
+        file.write(text)
+    new.replace(path)
+
+
+def write_status(path: Path, status: Mapping[str, Any]) -> None:
+    """Write the status file for tools: JSON, readable by everybody, so nothing secret in it."""
+    write_file(path, json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
+
+
+def notify(state: str) -> None:
+    """Tell systemd ``state`` (``READY=1``, ``WATCHDOG=1``); nothing happens elsewhere (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+        notices.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def run_loop(turn: Callable[[], None], delay: float, expected: tuple[type[Exception], ...]) -> None:
+    """Call ``turn`` every ``delay`` seconds until SIGTERM or SIGINT; SIGHUP makes the next turn come at once.
+
+    After a turn that raised ``expected`` (the pool is down) the delay doubles, up to LONGEST_PAUSE. Anything
+    else that is raised ends the daemon: systemd starts it afresh.
+    """
+    wake = threading.Event()
+    ended = threading.Event()
+
+    def end(*_: object) -> None:
+        ended.set()
+        wake.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGHUP, lambda *_: wake.set())
+    notify("READY=1")
+    pause = delay
+    while not ended.is_set():
+        began = time.monotonic()
+        try:
+            turn()
+            pause = delay
+        except expected as error:
+            pause = min(pause * 2, max(LONGEST_PAUSE, delay))
+            _log.warning(event("no-decision", why=error, again_in=f"{pause:.0f}s"))
+        notify("WATCHDOG=1")
+        wake.wait(max(pause - (time.monotonic() - began), 0.1))
+        wake.clear()

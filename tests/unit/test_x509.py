@@ -1,0 +1,354 @@
+"""Chains, proxies and their verification; OpenSSL is asked for a second opinion where it has one."""
+
+import datetime as dt
+import subprocess
+
+import pki
+import pytest
+from asn1crypto import cms, core
+from asn1crypto import x509 as asn1
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from pilotbed.x509 import CertificateError, Chain, Credential, TrustError, TrustStore, load_pem, make_proxy, name_hash
+from pilotbed.x509 import chain as chains
+from pilotbed.x509 import slash
+
+ALICE = "/DC=test/DC=grid/O=Gridlab/OU=People/CN=Alice Adams"
+HOUR = dt.timedelta(hours=1)
+
+
+@pytest.fixture
+def ca(tmp_path):
+    return pki.Authority(tmp_path / "certificates")
+
+
+@pytest.fixture
+def alice(ca):
+    return ca.issue(ALICE)
+
+
+@pytest.fixture
+def store(ca):
+    return TrustStore(ca.directory)
+
+
+def forged_proxy(issuer, *, subject=None, info=None, critical=True, signer=None, extensions=(), **options):
+    """A proxy with one thing changed; `info`: DER of proxyCertInfo."""
+    key, parent = pki.rsa_key(), issuer.chain.leaf
+    info = info or chains._ProxyCertInfo({"policy": {"language": chains.INHERIT_ALL}}).dump()
+    subject = subject or x509.Name([*parent.subject, x509.NameAttribute(x509.NameOID.COMMON_NAME, "4711")])
+    known = x509.UnrecognizedExtension(chains.PROXY_CERT_INFO, info)
+    options.setdefault("days", (-0.1, 0.5))
+    signed = pki.sign(subject, parent.subject, key, signer or issuer.key,
+                      extensions=[(known, critical), *extensions], **options)  # fmt: skip
+    return Credential(Chain((signed, *issuer.chain.certificates)), key)
+
+
+def openssl_accepts(ca, credential, tmp_path, *options):
+    leaf, rest = tmp_path / "leaf.pem", tmp_path / "rest.pem"
+    leaf.write_bytes(credential.chain.leaf.public_bytes(serialization.Encoding.PEM))
+    rest.write_bytes(credential.chain.pem())
+    command = ["openssl", "verify", "-allow_proxy_certs", "-purpose", "sslclient", "-CApath", ca.directory,
+               "-untrusted", rest, *options, leaf]  # fmt: skip
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# -- names
+
+@pytest.mark.parametrize("dn", [ALICE, "/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN=relay.grid.test",
+                                "/O=Zürich  Grid /CN=a=b\\c", "/O=" + "x" * 60 + "/OU=" + "Y" * 64 + "/CN=z"])  # fmt: skip
+def test_slash_form_and_hash_are_openssls(ca, tmp_path, dn):
+    file = tmp_path / "cert.pem"
+    file.write_bytes(ca.issue(dn).chain.pem())
+    command = ["openssl", "x509", "-noout", "-subject", "-nameopt", "compat", "-subject_hash", "-in", file]
+    subject, hashed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    parsed = load_chain(file).leaf.subject
+    assert subject.removeprefix("subject=").removeprefix(" ") == slash(parsed)
+    assert hashed == name_hash(parsed)
+
+
+def load_chain(path):
+    return Chain.from_pem(path.read_bytes())
+
+
+# -- making and reading
+
+def test_proxy_file_round_trip(alice, tmp_path):
+    proxy = make_proxy(alice, 12 * HOUR)
+    proxy.save(tmp_path / "proxy")
+    assert (tmp_path / "proxy").stat().st_mode & 0o777 == 0o600
+    read = load_pem(tmp_path / "proxy")
+    assert read.chain == proxy.chain
+    assert read.chain.dn == ALICE
+    assert len(read.chain.proxies) == 1
+    assert not read.chain.limited
+    assert 12 * 3600 - 60 < read.chain.seconds_left() <= 12 * 3600
+    assert [line for line in (tmp_path / "proxy").read_text().splitlines() if "BEGIN" in line] == [
+        "-----BEGIN CERTIFICATE-----", "-----BEGIN RSA PRIVATE KEY-----", "-----BEGIN CERTIFICATE-----"]  # fmt: skip
+
+
+def test_lifetime_ends_with_the_issuer(alice):
+    short = make_proxy(alice, HOUR)
+    assert make_proxy(short, 5 * HOUR).chain.not_after == short.chain.not_after
+    assert make_proxy(alice, 365 * pki.DAY).chain.not_after == alice.chain.not_after
+
+
+def test_below_a_limited_proxy_all_are_limited(alice):
+    limited = make_proxy(alice, HOUR, "limited")
+    assert limited.chain.limited
+    assert chains.proxy_info(make_proxy(limited, HOUR).chain.leaf).limited
+
+
+def test_expired_issuer_makes_no_proxy(ca):
+    with pytest.raises(CertificateError, match="expired"):
+        make_proxy(ca.issue(ALICE, days=(-2, -1)), HOUR)
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda path, _: path.chmod(0o604), "mode 0604"),
+    (lambda path, alice: path.write_bytes(alice.chain.pem()), "no unencrypted private key"),
+    (lambda path, _: path.write_bytes(b"nothing"), "no readable certificate"),
+    (lambda path, alice: path.write_bytes(Credential(alice.chain, pki.rsa_key()).pem()), "does not belong"),
+])  # fmt: skip
+def test_unusable_credential_files(alice, tmp_path, spoil, reason):
+    path = tmp_path / "cred"
+    alice.save(path)
+    load_pem(path)
+    spoil(path, alice)
+    with pytest.raises(CertificateError, match=reason):
+        load_pem(path)
+
+
+def test_chain_without_its_end_entity(alice):
+    with pytest.raises(CertificateError, match="ends before"):
+        Chain(make_proxy(alice, HOUR).chain.certificates[:1])
+
+
+# -- what is accepted
+
+@pytest.mark.parametrize("kinds", [(), ("full",), ("limited",), ("full", "full", "limited")])
+def test_genuine(ca, alice, store, tmp_path, kinds):
+    credential = alice
+    for kind in kinds:
+        credential = make_proxy(credential, HOUR, kind)
+    verified = store.verify(credential.chain)
+    assert (verified.dn, verified.limited) == (ALICE, "limited" in kinds)
+    assert openssl_accepts(ca, credential, tmp_path)
+
+
+def test_presented_cas_are_dropped(ca, alice, store):
+    proxy = make_proxy(alice, HOUR)
+    assert store.verify(Chain((*proxy.chain.certificates, ca.certificate))) == proxy.chain
+
+
+def test_path_length_that_suffices(alice, store):
+    store.verify(make_proxy(make_proxy(alice, HOUR, path_length=1), HOUR).chain)
+
+
+def test_intermediate_ca_of_the_directory(ca, store):
+    below = pki.Authority(ca.directory, "/DC=test/DC=grid/O=Gridlab/CN=Issuing CA", issuer=ca)
+    bob = below.issue("/DC=test/CN=Bob")
+    assert store.verify(make_proxy(bob, HOUR).chain).dn == "/DC=test/CN=Bob"
+    ca.revoked.append(below.certificate.serial_number)
+    ca.publish()
+    with pytest.raises(CertificateError, match="certificate revoked: /DC=test/DC=grid/O=Gridlab/CN=Issuing CA"):
+        store.verify(bob.chain)
+
+
+# -- what is refused
+
+def test_expired_and_not_yet_valid(ca, alice, store):
+    with pytest.raises(CertificateError, match="^certificate expired"):
+        store.verify(ca.issue(ALICE, days=(-2, -1)).chain)
+    with pytest.raises(CertificateError, match="^certificate not valid before"):
+        store.verify(ca.issue(ALICE, days=(1, 2)).chain)
+    with pytest.raises(CertificateError, match="^proxy expired"):
+        store.verify(make_proxy(alice, HOUR).chain, now=pki.now() + 2 * HOUR)
+
+
+def test_revoked_is_noticed_without_a_restart(ca, alice, store):
+    proxy = make_proxy(alice, HOUR)
+    store.verify(proxy.chain)
+    ca.revoke(alice)
+    with pytest.raises(CertificateError, match="^certificate revoked: .*Alice"):
+        store.verify(proxy.chain)
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda ca: ca.path("r0").unlink(), "no valid revocation list"),
+    (lambda ca: ca.publish(days=(-2, -1)), "expired"),
+    (lambda ca: ca.publish(days=(1, 2)), "of the future"),
+    (lambda ca: ca.publish(signer=pki.rsa_key()), "no valid revocation list"),
+    (lambda ca: ca.path("r0").write_text("garbage"), "r0"),
+])  # fmt: skip
+def test_bad_revocation_list_refuses(ca, alice, store, spoil, reason):
+    store.verify(alice.chain)
+    spoil(ca)
+    with pytest.raises(TrustError, match=reason):
+        store.verify(alice.chain)
+
+
+def test_wrong_ca(ca, store, tmp_path):
+    stranger = pki.Authority(tmp_path / "other", "/O=Other/CN=CA").issue(ALICE)
+    with pytest.raises(CertificateError, match="unknown CA /O=Other/CN=CA"):
+        store.verify(stranger.chain)
+
+
+def test_wrong_ca_of_the_same_name(store, tmp_path):
+    impostor = pki.Authority(tmp_path / "other").issue(ALICE)
+    with pytest.raises(CertificateError, match="^bad signature"):
+        store.verify(impostor.chain)
+
+
+def test_end_entity_is_no_ca(alice, store):
+    key = pki.rsa_key()
+    mallory = pki.sign(pki.name("/CN=Mallory"), alice.chain.leaf.subject, key, alice.key)
+    with pytest.raises(CertificateError, match="unknown CA"):
+        store.verify(Chain((mallory, alice.chain.leaf)))
+
+
+def test_end_entity_in_the_directory_is_no_ca(ca, alice, store):
+    """Even when somebody puts an end-entity certificate where CAs are."""
+    (ca.directory / f"{name_hash(alice.chain.leaf.subject)}.0").write_bytes(alice.chain.pem())
+    mallory = pki.sign(pki.name("/CN=Mallory"), alice.chain.leaf.subject, pki.rsa_key(), alice.key)
+    with pytest.raises(CertificateError, match="issuer is not a CA"):
+        store.verify(Chain((mallory,)))
+
+
+def test_ca_is_no_end_entity(ca, store):
+    with pytest.raises(CertificateError, match="no end entity"):
+        store.verify(make_proxy(Credential(Chain((ca.certificate,)), ca.key), HOUR).chain)
+
+
+def test_path_length_exceeded(ca, alice, store, tmp_path):
+    proxy = make_proxy(make_proxy(alice, HOUR, path_length=0), HOUR)
+    assert not openssl_accepts(ca, proxy, tmp_path)
+    with pytest.raises(CertificateError, match="path length 0 exceeded"):
+        store.verify(proxy.chain)
+
+
+def test_ca_path_length_exceeded(tmp_path):
+    root = pki.Authority(tmp_path / "c", "/CN=Root", path_length=0)
+    issuing = pki.Authority(tmp_path / "c", "/CN=Issuing", issuer=pki.Authority(tmp_path / "c", "/CN=Mid", issuer=root))
+    with pytest.raises(CertificateError, match="CA path length 0 exceeded: /CN=Root"):
+        TrustStore(tmp_path / "c").verify(issuing.issue("/CN=x").chain)
+
+
+def test_forged_subject(alice, store):
+    bob = pki.name("/DC=test/DC=grid/O=Gridlab/OU=People/CN=Bob Brown/CN=1")
+    with pytest.raises(CertificateError, match="^forged proxy subject"):
+        store.verify(forged_proxy(alice, subject=bob).chain)
+    two = x509.Name([*alice.chain.leaf.subject, *pki.name("/CN=1/CN=2")])
+    with pytest.raises(CertificateError, match="^forged proxy subject"):
+        store.verify(forged_proxy(alice, subject=two).chain)
+    organisation = x509.Name([*alice.chain.leaf.subject, *pki.name("/O=1")])
+    with pytest.raises(CertificateError, match="^forged proxy subject"):
+        store.verify(forged_proxy(alice, subject=organisation).chain)
+
+
+def test_proxy_signed_by_somebody_else(ca, alice, store, tmp_path):
+    forged = forged_proxy(alice, signer=pki.rsa_key())
+    assert not openssl_accepts(ca, forged, tmp_path)
+    with pytest.raises(CertificateError, match="^bad signature on proxy"):
+        store.verify(forged.chain)
+
+
+def test_proxy_beside_a_foreign_end_entity(ca, alice, store):
+    bob = ca.issue("/DC=test/CN=Bob")
+    with pytest.raises(CertificateError, match="^broken chain"):
+        store.verify(Chain((make_proxy(bob, HOUR).chain.leaf, alice.chain.leaf)))
+
+
+LANGUAGE = {"independent": "1.3.6.1.5.5.7.21.2", "any": "1.3.6.1.5.5.7.21.0", "own": "1.2.3.4"}
+
+
+@pytest.mark.parametrize("language", LANGUAGE.values(), ids=LANGUAGE)
+def test_policies_that_pass_on_no_rights(alice, store, language):
+    info = chains._ProxyCertInfo({"policy": {"language": language}}).dump()
+    with pytest.raises(CertificateError, match="does not pass on"):
+        store.verify(forged_proxy(alice, info=info).chain)
+
+
+def test_more_forged_proxies(alice, store):
+    store.verify(forged_proxy(alice).chain)  # the forger itself makes good ones
+    with pytest.raises(CertificateError, match="not critical"):
+        store.verify(forged_proxy(alice, critical=False).chain)
+    with pytest.raises(CertificateError, match="malformed proxyCertInfo"):
+        forged_proxy(alice, info=b"\x30\x03\x02\x01").chain.proxies  # noqa: B018
+    with pytest.raises(CertificateError, match="cannot be a CA"):
+        authority = (x509.BasicConstraints(ca=True, path_length=None), True)
+        store.verify(forged_proxy(alice, extensions=[authority]).chain)
+    with pytest.raises(CertificateError, match="cannot sign as a CA"):
+        store.verify(forged_proxy(alice, extensions=[(pki.usage(key_cert_sign=True), True)]).chain)
+    with pytest.raises(CertificateError, match="no alternative names"):
+        other = x509.SubjectAlternativeName([x509.DNSName("central.grid.test")])
+        store.verify(forged_proxy(alice, extensions=[(other, False)]).chain)
+    with pytest.raises(CertificateError, match=r"critical extension 1\.2\.3 not understood"):
+        odd = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\x05\x00")
+        store.verify(forged_proxy(alice, extensions=[(odd, True)]).chain)
+
+
+def test_key_usage_of_the_issuer(ca, store):
+    encipher = [(pki.usage(key_encipherment=True), True)]
+    with pytest.raises(CertificateError, match="does not allow to sign a proxy"):
+        store.verify(make_proxy(ca.issue(ALICE, extensions=encipher), HOUR).chain)
+
+
+def test_extended_key_usage(ca, store):
+    server = [(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)]
+    credential = ca.issue("/CN=web.grid.test", extensions=server)
+    with pytest.raises(CertificateError, match="extended key usage"):
+        store.verify(credential.chain)
+    store.verify(credential.chain, purpose=ExtendedKeyUsageOID.SERVER_AUTH)
+
+
+def test_weak_signature(ca, alice, store, tmp_path):
+    files = {"alice": alice.chain.pem(), "ca": Credential(Chain((ca.certificate,)), ca.key).pem()}
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    command = ["openssl", "x509", "-in", "alice", "-CA", "ca", "-CAkey", "ca", "-sha1", "-days", "1", "-out", "weak"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    with pytest.raises(CertificateError, match="weak signature algorithm sha1"):
+        store.verify(load_chain(tmp_path / "weak"))
+
+
+# -- VOMS
+
+def voms_extension(*fqans):
+    """The extension as vomsd writes it, with a signature that nobody could verify."""
+    general = asn1.GeneralName({"directory_name": asn1.Name.build({"common_name": "Alice"})})
+    values = [cms.IetfAttrValue({"octets": fqan.encode()}) for fqan in fqans]
+    authority = asn1.GeneralName({"uniform_resource_identifier": "gridlab://voms.grid.test:15000"})
+    syntax = cms.IetfAttrSyntax({"policy_authority": [authority], "values": values})
+    attribute = cms.AttCertAttribute({"type": "1.3.6.1.4.1.8005.100.100.4", "values": [syntax]})
+    certificate = cms.AttributeCertificateV2({
+        "ac_info": {
+            "version": "v2", "holder": {"entity_name": [general]}, "issuer": {"v2_form": {"issuer_name": [general]}},
+            "signature": {"algorithm": "sha256_rsa"}, "serial_number": 7, "attributes": [attribute],
+            "att_cert_validity_period": {"not_before_time": pki.now(), "not_after_time": pki.now() + HOUR},
+        },
+        "signature_algorithm": {"algorithm": "sha256_rsa"}, "signature": core.OctetBitString(b"none").native,
+    })  # fmt: skip
+    inner = certificate.dump()
+    for _ in range(2):
+        size = len(inner).to_bytes(2, "big")
+        inner = b"\x30\x82" + size + inner
+    return x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5"), inner)
+
+
+def test_voms_attributes_are_read_from_any_level(alice, store):
+    fqans = ("/gridlab/Role=pilot/Capability=NULL", "/gridlab/Role=NULL/Capability=NULL")
+    proxy = forged_proxy(alice, extensions=[(voms_extension(*fqans), False)])
+    below = make_proxy(proxy, HOUR)
+    assert below.chain.has_voms
+    assert below.chain.claimed_fqans == fqans
+    assert store.verify(below.chain).claimed_fqans == fqans
+    assert not alice.chain.has_voms
+    assert alice.chain.claimed_fqans == ()
+
+
+def test_malformed_attributes(alice):
+    odd = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5"), b"\x30\x02\x30\x05")
+    with pytest.raises(CertificateError, match="malformed VOMS"):
+        forged_proxy(alice, extensions=[(odd, False)]).chain.claimed_fqans  # noqa: B018
