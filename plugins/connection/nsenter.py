@@ -8,12 +8,19 @@ short_description: run tasks in a local systemd-nspawn node through nsenter(1)
 description:
   - Enters every namespace of the node's init. No sshd, no machined, nothing on a network.
 options:
-  leader:
-    description: File that holds the PID, on this host, of the node's init.
-    type: path
+  node:
+    description: Name of the node. In a delegated task only ansible_host names it, inventory_hostname is still the delegator's.
+    type: string
     required: true
     vars:
-      - name: ansible_nsenter_leader
+      - name: inventory_hostname
+      - name: ansible_host
+  leaders:
+    description: Directory that holds, as NODE.leader, the PID on this host of each node's init.
+    type: path
+    default: /run/pilotbed/nodes
+    vars:
+      - name: ansible_nsenter_leaders
 extends_documentation_fragment:
   - connection_pipelining
 """
@@ -47,7 +54,7 @@ class Connection(ConnectionBase):
 
     def _connect(self):
         if not self._connected:
-            leader = Path(self.get_option("leader"))
+            leader = Path(self.get_option("leaders"), f"{self.get_option('node')}.leader")
             try:
                 self._pid = str(int(leader.read_text()))
             except (OSError, ValueError) as error:

@@ -167,12 +167,14 @@ class Tree:
             return sorted({*enable, *touched})
         if enable:
             self._must("systemctl", "enable", "--quiet", *enable)
-        for name in touched:
-            _run("systemctl", "reset-failed", name)
-            done = _run("systemctl", "restart", name)
+        if touched:
+            _run("systemctl", "reset-failed", *touched)
+            # In one transaction: systemd knows what comes before what.
+            done = _run("systemctl", "restart", *touched)
             if done.returncode:
-                journal = _run("journalctl", "--unit", name, "--lines", "25", "--no-pager", "--output", "cat").stdout
-                raise RuntimeError(f"{name} does not start: {done.stderr.strip()}\n{journal}")
+                units = [f"--unit={name}" for name in touched]
+                journal = _run("journalctl", *units, "--lines=25", "--no-pager", "--output=cat").stdout
+                raise RuntimeError(f"{', '.join(touched)}: {done.stderr.strip()}\n{journal}")
         return sorted({*enable, *touched})
 
 

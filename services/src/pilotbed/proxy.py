@@ -8,6 +8,9 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
+from asn1crypto import cms, core
+
+from pilotbed.x509 import voms
 from pilotbed.x509.chain import CertificateError, Chain
 
 
@@ -17,7 +20,7 @@ class ProxyError(Exception):
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy's end-entity DN (slash form) and when the first of its chain ends (seconds, Unix)."""
+    """A proxy's end-entity DN (slash form) and when chain or VOMS attributes end (seconds, Unix)."""
 
     dn: str
     ends: float
@@ -39,7 +42,8 @@ class Proxy:
                 raise ProxyError(f"a limited proxy of {chain.dn}: no computing element starts jobs for it")
         except CertificateError as error:
             raise ProxyError(f"not a proxy file: {error}") from error
-        return cls(chain.dn, chain.not_after.timestamp())
+        ends = [chain.not_after.timestamp(), *_attributes_end(chain)]
+        return cls(chain.dn, min(ends))
 
     def left(self, now: float) -> int:
         """Return the seconds that it lives on after ``now``; negative when it has ended."""
@@ -47,3 +51,21 @@ class Proxy:
 
     def __str__(self) -> str:
         return f"{self.dn} until {dt.datetime.fromtimestamp(self.ends, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _attributes_end(chain: Chain) -> list[float]:
+    """Return when the chain's VOMS attribute certificate ends (seconds, Unix); empty if it has none.
+
+    Raises:
+        ProxyError: it cannot be read.
+    """
+    for certificate in chain.certificates:
+        for extension in certificate.extensions:
+            if extension.oid == voms.ACSEQ:
+                try:
+                    first = core.Sequence.load(extension.value.public_bytes())[0][0]
+                    info = cms.AttributeCertificateV2.load(first.dump())["ac_info"]
+                    return [info["att_cert_validity_period"]["not_after_time"].native.timestamp()]
+                except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                    raise ProxyError("not a proxy file: its VOMS attributes cannot be read") from error
+    return []

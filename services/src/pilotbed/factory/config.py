@@ -118,6 +118,7 @@ class Entry:
             "GLIDEIN_CPUS": 1,
             "GLIDEIN_Max_Walltime": self.max_walltime,
             "GLIDEIN_Traversal": self.traversal,
+            "GLIDEIN_Relay_Server": " ".join(self.relays),
             "GLEXEC_BIN": self.glexec,
         }
         return own | dict(self.attributes)

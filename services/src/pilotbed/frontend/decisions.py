@@ -226,11 +226,13 @@ def decide(view: View, pressure: Pressure, match: Match) -> list[Decision]:
         places = Places(total[name], idle[name], view.running.get(name, 0), len(slots), idle.total())
         history = view.history.get(name, History())
         stopped = view.stopped or ("entry is in downtime" if offer.in_downtime else "")
-        decisions.append(_decide(offer, shares[name], places, history, pressure, stopped))
+        decisions.append(_decide(offer, shares[name], places, history, pressure, stopped=stopped))
     return decisions
 
 
-def _decide(offer: Offer, share: Share, places: Places, history: History, pressure: Pressure, stopped: str) -> Decision:
+def _decide(
+    offer: Offer, share: Share, places: Places, history: History, pressure: Pressure, *, stopped: str
+) -> Decision:
     cpus = max(int(offer.attributes.get("GLIDEIN_CPUS", 1)), 1)
     wanted = max(_ceil(share.idle * share.cpus() / cpus), pressure.min_running)
     effective = max(wanted - places.idle, 0)
@@ -241,7 +243,7 @@ def _decide(offer: Offer, share: Share, places: Places, history: History, pressu
     if closed:
         ask, why = 0, closed
     elif removal is not Removal.NO:
-        ask, why = 0, f"no idle job for {after.without_idle_jobs} turns"
+        ask, why = 0, "no idle job for many turns"
     elif not effective:
         ask = 0
         why = f"{places.idle} idle slots for {wanted} jobs" if wanted else "no idle job matches"

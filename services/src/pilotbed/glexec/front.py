@@ -11,9 +11,7 @@ import signal
 import socket
 import sys
 
-from .. import __version__
-from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, FORWARDED_SIGNALS, SYSTEM_ERROR
-from .root import CONTROL, REFUSED
+from .policy import AUTHORISATION_ERROR, CANNOT_EXECUTE, CLIENT_ERROR, CONTROL, FORWARDED_SIGNALS, REFUSED, SYSTEM_ERROR
 
 ROOT_PART = "/usr/libexec/pilotbed/glexec-root"
 SUDO = "/usr/bin/sudo"
@@ -31,7 +29,7 @@ def main() -> int:
     if command[:1] == ["--"]:
         command = command[1:]
     elif command[:1] == ["-V"]:
-        print(f"glexec (pilotbed) {__version__}, interface of gLExec 0.9")
+        print("glexec 0.9 (pilotbed's, with the interface of gLExec 0.9)")
         return 0
     elif command[:1] == ["-h"]:
         print(USAGE)
@@ -112,7 +110,8 @@ def _failed(code: int, reason: str) -> int:
     """
     print(f"glexec: {reason}", file=sys.stderr)
     path = os.environ.get("_CONDOR_WRAPPER_ERROR_FILE")
-    if path:
-        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+    if path and code != CANNOT_EXECUTE:  # a command that cannot be executed is the job's own fault
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW  # the payload may have put a link there
+        with contextlib.suppress(OSError), open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
             file.write(f"glexec {code}: {reason}\n")
     return code

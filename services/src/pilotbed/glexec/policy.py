@@ -20,6 +20,10 @@ MAPPER_ACCOUNT = "glexec"
 CONF_PATH = "/etc/glexec.conf"
 LOWEST_UID = 1000  # no system account is ever a target, whatever LCMAPS answers
 LARGEST_PROXY = 1 << 20  # bytes
+
+CONTROL = 3  # descriptor of the socket between front end and root part: signal numbers go in, the verdict comes out
+STARTED = b"S"  # the payload runs: from now on the exit code is its own
+REFUSED = b"R"  # nothing ran: a byte with the exit code and the reason follow
 FORWARDED_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT")
 
 

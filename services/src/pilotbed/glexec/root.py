@@ -20,15 +20,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import mapper, policy
-from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
+from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, CONTROL, SYSTEM_ERROR, Conf, Refusal
 from .sandbox import Sandbox
 from .tree import Tree, adopt_orphans, die_with_parent
 
-CONTROL = 3  # descriptor of the front end's socket: signal numbers come in, the verdict goes out
-STARTED = b"S"
-REFUSED = b"R"
 KILLED = 137
 REFRESH = 1.0  # seconds between looks at the source proxy
+_LIMITS = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_DATA)
+
+FileState = tuple[int, int, int, int]  # device, inode, time of change in ns, size
 
 
 @dataclass
@@ -44,14 +44,16 @@ class Call:
     groups: list[int] = field(default_factory=list)
     sandbox: Sandbox | None = None
     source_proxy: str = ""
-    source_state: tuple[int, ...] = ()
+    source_state: FileState | None = None
     target_proxy: str = ""
+    proxies: set[tuple[int, int]] = field(default_factory=set)  # (device, inode) of the caller's, which stay his
+    limits: list[tuple[int, int]] = field(default_factory=list)
 
 
 def main() -> int:
     """Run one call and return the exit code; the command is in ``sys.argv[1:]``, the rest in GLEXEC_* variables."""
     os.umask(0o077)
-    os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(CONTROL + 1, 0x7FFFFFFF)
     for name in policy.FORWARDED_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)  # the terminal's are meant for the front end, which forwards
     syslog.openlog("glexec", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
@@ -62,6 +64,7 @@ def main() -> int:
     try:
         control = _control()
         call = _begin(sys.argv[1:], os.environ)
+        call.limits = _lift_limits()
         _decide(call)
         code = _supervise(call, control, log)
     except Refusal as refusal:
@@ -88,13 +91,21 @@ def _control() -> socket.socket:
     return control
 
 
+def _lift_limits() -> list[tuple[int, int]]:
+    """Free this process from the caller's resource limits, which could kill it half-way; return them for the payload."""
+    found = [resource.getrlimit(limit) for limit in _LIMITS]
+    for limit in _LIMITS:
+        resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return found
+
+
 def _refuse(control: socket.socket | None, refusal: Refusal) -> None:
     """Tell the front end that nothing ran; it writes the message, as the caller."""
     if control is None:
         print(f"glexec: {refusal.reason}", file=sys.stderr)
     else:
         with contextlib.suppress(OSError):
-            control.send(REFUSED + bytes([refusal.code]) + refusal.reason.encode())
+            control.send(policy.REFUSED + bytes([refusal.code]) + refusal.reason.encode())
 
 
 def _log(call: Call | None, code: int, wall: float, more: Mapping[str, object]) -> None:
@@ -154,7 +165,7 @@ def _decide(call: Call) -> None:
     if environment.get("GLEXEC_MODE", "lcmaps_get_account") != "lcmaps_get_account":
         raise Refusal(CLIENT_ERROR, "GLEXEC_MODE: only lcmaps_get_account is known")
     with _acting_as(caller):
-        pem, _ = _read_proxy("GLEXEC_CLIENT_CERT", environment.get("GLEXEC_CLIENT_CERT", ""), caller.pw_uid)
+        pem, state = _read_proxy("GLEXEC_CLIENT_CERT", environment.get("GLEXEC_CLIENT_CERT", ""), caller.pw_uid)
         if "GLEXEC_SOURCE_PROXY" in environment:
             call.source_proxy = environment["GLEXEC_SOURCE_PROXY"]
             _, call.source_state = _read_proxy("GLEXEC_SOURCE_PROXY", call.source_proxy, caller.pw_uid)
@@ -171,7 +182,9 @@ def _decide(call: Call) -> None:
     call.groups = os.getgrouplist(target.pw_name, target.pw_gid)
     policy.check_target(target.pw_name, target.pw_uid, call.identity.gid, call.groups, caller.pw_uid, call.conf)
     call.target = target
-    if call.source_proxy:
+    call.proxies.add(state[:2])
+    if call.source_state:
+        call.proxies.add(call.source_state[:2])
         wanted = environment.get("GLEXEC_TARGET_PROXY") or f"/tmp/x509up_glexec_{target.pw_uid}_{os.getpid()}"  # noqa: S108
         call.target_proxy = "" if wanted == os.devnull else wanted
 
@@ -191,7 +204,7 @@ def _acting_as(account: pwd.struct_passwd) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def _read_proxy(variable: str, path: str, owner: int) -> tuple[bytes, tuple[int, ...]]:
+def _read_proxy(variable: str, path: str, owner: int) -> tuple[bytes, FileState]:
     """Return the content of a proxy file and what identifies its state; acts with the caller's rights.
 
     Raises Refusal (201) unless it is a regular file of ``owner`` that nobody else may use.
@@ -209,7 +222,11 @@ def _read_proxy(variable: str, path: str, owner: int) -> tuple[bytes, tuple[int,
         raise Refusal(CLIENT_ERROR, f"{variable}: {path}: {error.strerror}") from error
     if len(pem) > policy.LARGEST_PROXY:
         raise Refusal(CLIENT_ERROR, f"{variable}: {path} is larger than {policy.LARGEST_PROXY} bytes")
-    return pem, (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    return pem, _state(found)
+
+
+def _state(found: os.stat_result) -> FileState:
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _write_target_proxy(call: Call, pem: bytes) -> None:
@@ -265,8 +282,7 @@ def _supervise(call: Call, control: socket.socket, log: dict[str, object]) -> in
         code, _, reason = text.partition(" ")
         raise Refusal(int(code), reason)
     if not os.WIFEXITED(status):
-        log["reason"] = "the monitor was killed"
-        return KILLED
+        raise Refusal(SYSTEM_ERROR, "the monitor was killed, and the payload with it")
     if kind == "ended":
         log["pid"] = text
     elif words:
@@ -294,8 +310,11 @@ def _monitor(call: Call, tree: Tree, control: socket.socket, caller: int, superv
         adopt_orphans()
         payload = _start(call, tree)
         with contextlib.suppress(OSError):
-            control.send(STARTED)
-        words, code = _watch(call, payload, control, caller, supervisor)
+            control.send(policy.STARTED)
+        try:
+            words, code = _watch(call, payload, control, caller, supervisor)
+        finally:
+            signal.set_wakeup_fd(-1)
     except Refusal as refusal:
         words, code = f"refused {refusal.code} {refusal.reason}", refusal.code
     except Exception as error:
@@ -316,7 +335,7 @@ def _start(call: Call, tree: Tree) -> int:
     if target is None or identity is None:
         raise Refusal(SYSTEM_ERROR, "nothing was decided")
     if call.sandbox:
-        call.sandbox.hand_out(target.pw_uid, identity.gid, call.source_state[:2] if call.source_proxy else None)  # type: ignore[arg-type]
+        call.sandbox.hand_out(target.pw_uid, identity.gid, call.proxies)
     if call.target_proxy:
         with _acting_as(call.caller):
             pem, call.source_state = _read_proxy("GLEXEC_SOURCE_PROXY", call.source_proxy, call.caller.pw_uid)
@@ -347,6 +366,8 @@ def _become_payload(
     try:
         os.setsid()
         tree.enter()
+        for limit, value in zip(_LIMITS, call.limits, strict=True):
+            resource.setrlimit(limit, value)
         os.setgroups(call.groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(target.pw_uid, target.pw_uid, target.pw_uid)
@@ -365,8 +386,9 @@ def _become_payload(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = policy.CANNOT_EXECUTE
         os.execve(call.command[0], call.command, environment)  # noqa: S606
-    except OSError as failure:
-        os.write(error, f"{code} {step}: {failure.strerror}".encode(errors="replace"))
+    except Exception as failure:
+        reason = failure.strerror if isinstance(failure, OSError) else f"{type(failure).__name__}: {failure}"
+        os.write(error, f"{code} {step}: {reason}".encode(errors="replace"))
     finally:
         os._exit(KILLED)
 
@@ -388,7 +410,7 @@ def _watch(call: Call, payload: int, control: socket.socket, caller: int, superv
     wakes, woken = socket.socketpair()
     woken.setblocking(False)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-    for name in policy.FORWARDED_SIGNALS:  # sent by a batch system, which is root and need not ask the front end
+    for name in (*policy.FORWARDED_SIGNALS, "SIGCHLD"):  # sent by a batch system, which is root and need not ask the front end
         signal.signal(getattr(signal, name), lambda *_: None)
     poll = select.poll()
     for watched in (ended, control.fileno(), caller, supervisor, wakes.fileno()):
@@ -405,6 +427,7 @@ def _watch(call: Call, payload: int, control: socket.socket, caller: int, superv
         numbers = b""
         if wakes.fileno() in ready:
             numbers += wakes.recv(64)
+            _reap_orphans(payload)
         if control.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 message = control.recv(64)
@@ -420,12 +443,20 @@ def _watch(call: Call, payload: int, control: socket.socket, caller: int, superv
             _refresh(call)
 
 
+def _reap_orphans(payload: int) -> None:
+    """Collect what the payload has orphaned and has ended; the payload itself is left to the one who waits for it."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == payload:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+
 def _refresh(call: Call) -> None:
     """Give the payload the source proxy again if the caller has replaced it and it still is the same user's."""
     try:
         with _acting_as(call.caller):
-            found = os.lstat(call.source_proxy)
-            state = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            state = _state(os.lstat(call.source_proxy))
             if state == call.source_state:
                 return
             call.source_state = state  # a proxy is refused once, not every second

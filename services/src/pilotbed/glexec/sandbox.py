@@ -15,12 +15,13 @@ import ctypes
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 
 from .policy import ACL_NAME, CLIENT_ERROR, SYSTEM_ERROR, Refusal, acl, is_standard_stream, stays_callers
 
 _OPENAT2 = 437  # the same number on every architecture
-_RESOLVE = 0x02 | 0x08  # RESOLVE_NO_MAGICLINKS | RESOLVE_BENEATH
+_BELOW = 0x08 | 0x02  # RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+_STRICTLY_BELOW = _BELOW | 0x04 | 0x01  # RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,127 +48,125 @@ class Sandbox:
         except OSError as error:
             raise Refusal(CLIENT_ERROR, f"GLEXEC_SANDBOX: {path} is in use by another payload") from error
 
-    def hand_out(self, target_uid: int, target_gid: int, keep: tuple[int, int] | None) -> None:
-        """Give the caller's files to the target. ``keep``: (device, inode) of a file that stays, the source proxy.
+    def hand_out(self, target_uid: int, target_gid: int, keep: Collection[tuple[int, int]]) -> None:
+        """Give the caller's files to the target. ``keep``: (device, inode) of files that stay, the proxies.
 
         Raises Refusal (202) where the file system has no ACLs, and OSError.
         """
         caller = self.found.st_uid
-        for directory, name, fd, found in self._walk(caller, target_uid):
-            top = directory == self.fd
-            if found.st_uid != caller or (found.st_dev, found.st_ino) == keep:
+        for above, name, fd, found in self._walk(caller, target_uid):
+            if found.st_uid != caller or (found.st_dev, found.st_ino) in keep:
                 continue
-            if top and stays_callers(name):
+            if not above and stays_callers(name):
                 if is_standard_stream(name) and stat.S_ISREG(found.st_mode):
                     _set_acl(fd, acl(target_uid, 6, 6), self.path)
-            elif stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode) or _is_sole_file(found):
+            elif stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode) or _is_file(found, names=1):
                 os.chown(_handle(fd), target_uid, target_gid)
         os.fchmod(self.fd, 0o1700)
         _set_acl(self.fd, acl(target_uid, 7, 7), self.path)
 
     def hand_back(self, target_uid: int) -> list[str]:
-        """Give all to the caller again and return what was withheld from it, in words.
+        """Give all to the caller again and return what was withheld from it, in words. Safe to call twice.
 
-        The starter will read these files with the pilot's rights and follow links, so a link that leaves the sandbox (to the
-        pilot's proxy, say) is removed; so are pipes and devices, on which it would hang. No file keeps a set-uid bit: the
-        payload's program would then run as the pilot. Safe to call twice.
+        The starter will read these files with the pilot's rights and follow links, so a link that leaves the sandbox (to
+        the pilot's proxy, say) is removed; so are pipes and devices, on which it would hang. No file keeps a set-uid bit:
+        the payload's program would then run as the pilot.
         """
-        caller_uid, caller_gid = self.found.st_uid, self.found.st_gid
-        withheld: list[str] = []
+        caller_uid = self.found.st_uid
+        linked: dict[int, list[str]] = {}  # files with several names, by inode
         links: list[str] = []
+        unwanted: dict[str, str] = {}
         with contextlib.suppress(OSError):
             os.removexattr(self.fd, ACL_NAME)
-        os.fchmod(self.fd, stat.S_IMODE(self.found.st_mode) & 0o700)
-        for directory, name, fd, found in self._walk(target_uid, caller_uid):
-            where = self._below(directory, name)
-            mode = stat.S_IMODE(found.st_mode)
+        os.fchmod(self.fd, stat.S_IMODE(self.found.st_mode) & 0o755)
+        for above, name, fd, found in self._walk(target_uid, caller_uid):
+            where = _join(above, name)
             if stat.S_ISLNK(found.st_mode):
                 links.append(where)
-            if directory == self.fd and is_standard_stream(name) and found.st_uid == caller_uid:
+            if not above and is_standard_stream(name) and found.st_uid == caller_uid:
                 with contextlib.suppress(OSError):
                     os.removexattr(_handle(fd), ACL_NAME)
                 os.chmod(_handle(fd), 0o600)
             if found.st_uid != target_uid:
                 continue
-            if stat.S_ISDIR(found.st_mode):
-                os.chmod(_handle(fd), (mode & 0o755) | 0o700)
-                os.chown(_handle(fd), caller_uid, caller_gid)
-            elif _is_sole_file(found):
-                os.chmod(_handle(fd), mode & 0o755)
-                os.chown(_handle(fd), caller_uid, caller_gid)
-            elif stat.S_ISLNK(found.st_mode):
-                os.chown(_handle(fd), caller_uid, caller_gid)
+            if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode) or _is_file(found, names=1):
+                self._return(fd, found)
             elif stat.S_ISREG(found.st_mode):
-                withheld.append(f"{where} (hard link)")
+                linked.setdefault(found.st_ino, []).append(where)
             else:
-                os.unlink(name, dir_fd=directory)
-                withheld.append(f"{where} (neither file nor directory)")
-        # Only now, when the target can move nothing any more, is it certain where a link leads.
+                unwanted[where] = "neither file nor directory"
+        # Only now, when the target can move nothing any more, is it certain where a link leads and what has which names.
         for where in links:
             if not self._leads_inside(where):
+                unwanted[where] = "link out of the sandbox"
+        for where in unwanted:
+            with contextlib.suppress(OSError):
                 os.unlink(where, dir_fd=self.fd)
-                withheld.append(f"{where} (link out of the sandbox)")
-        return withheld
+        for inode, names in linked.items():
+            fd = self._open(names[0], os.O_PATH | os.O_NOFOLLOW, _STRICTLY_BELOW)
+            if fd < 0:
+                continue
+            found = os.fstat(fd)
+            if found.st_ino == inode and found.st_uid == target_uid and _is_file(found, names=len(names)):
+                self._return(fd, found)
+            else:
+                unwanted |= dict.fromkeys(names, "hard link")
+            os.close(fd)
+        return [f"{where} ({why})" for where, why in unwanted.items()]
 
-    def _walk(self, *owners: int) -> Iterator[tuple[int, str, int, os.stat_result]]:
-        """Yield (directory's descriptor, name, O_PATH descriptor, status) of every entry, a directory before its content.
+    def _return(self, fd: int, found: os.stat_result) -> None:
+        """Make the caller the owner, without set-uid bits and with nobody else's right to write."""
+        if not stat.S_ISLNK(found.st_mode):
+            os.chmod(_handle(fd), stat.S_IMODE(found.st_mode) & 0o755 | (0o700 if stat.S_ISDIR(found.st_mode) else 0))
+        os.chown(_handle(fd), self.found.st_uid, self.found.st_gid)
 
-        Only directories of ``owners`` on the same file system are entered. Entries that vanish meanwhile are left out.
+    def _walk(self, *owners: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
+        """Yield (its directory's path, name, O_PATH descriptor, status) of every entry, a directory before its content.
+
+        Paths are relative to the sandbox, where the directory's is empty. Only directories of ``owners`` on the same file
+        system are entered; whichever directory below the sandbox a path leads to, it may be walked. An entry that vanishes
+        meanwhile, or whose path is longer than the kernel takes, is left out.
         """
-        device = self.found.st_dev
-        self._paths: dict[int, str] = {self.fd: ""}
-        rest: list[Callable[[], int]] = [lambda: self.fd]
+        rest = [""]
         while rest:
-            try:
-                directory = rest.pop()()
-            except OSError:
+            path = rest.pop()
+            directory = self._open(path or ".", os.O_RDONLY | os.O_DIRECTORY, _STRICTLY_BELOW)
+            if directory < 0:
                 continue
             try:
                 for name in os.listdir(directory):
                     try:
                         fd = os.open(name, _HANDLE, dir_fd=directory)
-                    except FileNotFoundError:
+                    except OSError:
                         continue
                     try:
                         found = os.fstat(fd)
-                        if found.st_dev != device:
+                        if found.st_dev != self.found.st_dev:
                             continue
-                        yield directory, name, fd, found
+                        yield path, name, fd, found
                         if stat.S_ISDIR(found.st_mode) and found.st_uid in owners:
-                            rest.append(self._later(fd, self._below(directory, name)))
+                            rest.append(_join(path, name))
                     finally:
                         os.close(fd)
             finally:
-                if directory != self.fd:
-                    del self._paths[directory]
-                    os.close(directory)
+                os.close(directory)
 
-    def _later(self, fd: int, path: str) -> Callable[[], int]:
-        """Return a function that opens the directory behind ``fd`` again, for reading: the very one, not its name."""
-        handle = os.dup(fd)
-
-        def reopen() -> int:
-            try:
-                opened = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            finally:
-                os.close(handle)
-            self._paths[opened] = path
-            return opened
-
-        return reopen
-
-    def _below(self, directory: int, name: str) -> str:
-        above = self._paths[directory]
-        return f"{above}/{name}" if above else name
+    def _open(self, path: str, flags: int, resolve: int) -> int:
+        """Open ``path`` in the sandbox by openat2(2); return -1 where that fails."""
+        how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)
+        return int(_libc.syscall(_OPENAT2, self.fd, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(24)))
 
     def _leads_inside(self, path: str) -> bool:
         """Tell whether the link ``path`` ends at something inside the sandbox."""
-        how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE)
-        fd = _libc.syscall(_OPENAT2, self.fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        fd = self._open(path, os.O_PATH, _BELOW)
         if fd < 0:
             return False
         os.close(fd)
         return True
+
+
+def _join(above: str, name: str) -> str:
+    return f"{above}/{name}" if above else name
 
 
 def _handle(fd: int) -> str:
@@ -175,9 +174,9 @@ def _handle(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def _is_sole_file(found: os.stat_result) -> bool:
-    """A regular file with one name: a second name may be anywhere, so such a file is not given away."""
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+def _is_file(found: os.stat_result, names: int) -> bool:
+    """A regular file all of whose ``names`` are known: a further name may be anywhere, so it is not given away."""
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == names
 
 
 def _set_acl(fd: int, value: bytes, path: str) -> None:

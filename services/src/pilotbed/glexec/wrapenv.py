@@ -8,6 +8,7 @@ own process, with no rights but the payload's.
 
 import base64
 import gzip
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ def wrap(environment: Mapping[bytes, bytes]) -> str:
 
 def unwrap(wrapped: str) -> dict[bytes, bytes]:
     """Return the environment in ``wrapped``, without what belongs to the account. Raises ValueError, OSError or EOFError."""
-    with gzip.GzipFile(fileobj=__import__("io").BytesIO(base64.b64decode(wrapped, validate=True))) as file:
+    with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(wrapped, validate=True))) as file:
         entries = file.read(LARGEST + 1)
     if len(entries) > LARGEST:
         raise ValueError(f"more than {LARGEST} bytes")

@@ -10,6 +10,8 @@ set -u
 umask 077
 export LC_ALL=C PATH="${PATH:-/usr/bin:/bin}:/usr/sbin:/sbin"
 IFS=$' \t\n'
+# bash 5.2: an & in the replacement of ${text//a/b} would stand for what was found ("<lt;" for "&lt;").
+shopt -u patsub_replacement 2>/dev/null
 
 usage() {
     cat <<'U'
@@ -344,12 +346,20 @@ run() {
 # must_run AREA SCRIPT
 must_run() {
     run "$1" "$2" && return
-    local status=$? detail=
+    local status=$?
     [[ -n $stopped ]] && fail "stopped by signal $stopped in $last_script"
-    if [[ -s $work_dir/otrb_output.xml ]]; then
-        detail=$(sed -n '/<detail>/,/<\/detail>/{/detail>/d;s/^ *//;p}' "$work_dir/otrb_output.xml")
-    fi
-    fail "$last_script ($1) failed with code $status${detail:+: $detail}"
+    reason="$last_script ($1) failed with code $status$(detail)"
+    # The script has said it itself, if it used script_error.
+    [[ -s $work_dir/otrb_output.xml ]] || warn "$reason"
+    finish 1
+}
+
+# detail: what the last script said about its failure
+detail() {
+    [[ -s $work_dir/otrb_output.xml ]] || return 0
+    printf ': '
+    sed -n '/<detail>/,/<\/detail>/{/detail>/d;s/^ *//;s/&lt;/</g;s/&gt;/>/g;s/&quot;/"/g;s/&amp;/\&/g;p}' \
+        "$work_dir/otrb_output.xml"
 }
 
 # take AREA TARGET REAL TYPE PERIOD PREFIX CONDITION OUTPUT: one line of a list
@@ -511,6 +521,7 @@ GLIDECLIENT_Group_Signature ${option[clientsigngroup]-}
 DESCRIPTION_FILE ${option[descript]}
 DESCRIPTION_ENTRY_FILE ${option[descriptentry]}
 GLIDEIN_Pilot_Start $started
+GLIDEIN_Pilot_Name glidein_$$_$RANDOM$RANDOM
 C
 }
 
@@ -580,10 +591,10 @@ main() {
     chmod 755 "${area_dir[main]}/${name%%.*}.sh"
     run main "${area_dir[main]}/${name%%.*}.sh"
     status=$?
-    [[ $status -eq 0 ]] || reason="$last_script ended with code $status"
-    [[ $status -eq 0 || ! -s $work_dir/otrb_output.xml ]] ||
-        reason+=": $(sed -n '/<detail>/,/<\/detail>/{/detail>/d;s/^ *//;p}' "$work_dir/otrb_output.xml")"
-    [[ $status -eq 0 ]] || warn "$reason"
+    if [[ $status -ne 0 ]]; then
+        reason="$last_script ended with code $status$(detail)"
+        warn "$reason"
+    fi
     finish "$status"
 }
 

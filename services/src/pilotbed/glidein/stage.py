@@ -372,7 +372,7 @@ def build(config: Mapping[str, Any]) -> Tree:
         files = [*attribute_files(own, known, "preentry_file_list"), *pool_files(config["pool"], "preentry_file_list")]
         tree.areas[""] = render([*files, *extra_files(config, "configuration")])
     tree.manifest = {"web": config["web"], "signtype": SIGNTYPE, "main": tree.areas[""].manifest(), part: {}}
-    check_keys(part, config[part], optional=config[part] if isinstance(config[part], dict) else ())
+    check_keys(part, config[part], optional=config[part])
     for name, table in sorted(config[part].items()):
         where = f"{part}.{name}"
         if not _NAME.fullmatch(name):

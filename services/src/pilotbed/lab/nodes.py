@@ -235,11 +235,24 @@ class Lab:
         key = _ssh_key()
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(lambda node: self._boot(node, key), missing))
-        hosts = {node.name: (STATE / "nodes" / node.name / "hostkey.pub").read_text() for node in self.topology.nodes}
-        (STATE / "ssh" / "known_hosts").write_text(
-            "".join(f"{address} {hosts[n.name]}" for n in self.topology.nodes for _, address in n.addresses)
-        )
+        self._ssh_configuration()
         return [node.name for node in missing]
+
+    def _ssh_configuration(self) -> None:
+        """Write an ssh configuration by which the host reaches every node, whatever filters stand between."""
+        known, config = [], []
+        for node in self.topology.nodes:
+            known.append(f"{node.name} {(STATE / 'nodes' / node.name / 'hostkey.pub').read_text()}")
+            config.append(
+                f"Host {node.name}\n"
+                f"    ProxyCommand nsenter --net=/run/netns/{_netns(node.name)} nc 127.0.0.1 22\n"
+            )
+        (STATE / "ssh" / "known_hosts").write_text("".join(known))
+        config.append(
+            f"Host *\n    User root\n    IdentityFile {STATE}/ssh/id_ed25519\n    IdentitiesOnly yes\n"
+            f"    UserKnownHostsFile {STATE}/ssh/known_hosts\n    StrictHostKeyChecking yes\n"
+        )
+        (STATE / "ssh" / "config").write_text("".join(config))
 
     def claim(self) -> None:
         """Make this checkout the owner of the host's lab; clear what a dead one left.
@@ -341,10 +354,6 @@ class Lab:
             bridge = _bridge(network.name)
             if bridge not in have:
                 _ip(f"link add {bridge} type bridge", f"link set {bridge} up", namespace=SWITCH)
-                if network.name == self.topology.networks[0].name:
-                    # The host's own foot in the lab, for tests over ssh: visible in the switch's namespace only.
-                    _ip(f"address add {network.cidr[-2]}/{network.cidr.prefixlen} dev {bridge}",
-                        *(f"route replace {to} via {via}" for to, via in network.routes), namespace=SWITCH)
 
     def _plug(self, node: Node) -> None:
         """Make the node's network namespace, its interfaces and routes."""

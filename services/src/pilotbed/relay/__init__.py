@@ -12,11 +12,13 @@ import functools
 import json
 import logging
 import os
+import secrets
 import socket
 import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _PIPE_BYTES = 256 * 1024  # what one direction of a busy stream may hold here; an idle stream holds nothing
@@ -201,12 +203,35 @@ async def writable(sock: socket.socket) -> None:
 
 
 async def _ready(add: Callable[..., None], remove: Callable[[int], bool], descriptor: int) -> None:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    add(descriptor, lambda: future.done() or future.set_result(None))
+    ready = asyncio.Event()
+    add(descriptor, ready.set)
     try:
-        await future
+        await ready.wait()
     finally:
         remove(descriptor)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file with mode 0600: readers see the old one or the whole new one, and after return it survives a crash.
+
+    Raises:
+        OSError: it could not be written; the old file stands.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def log_to_stderr() -> None:

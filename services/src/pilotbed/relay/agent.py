@@ -10,9 +10,7 @@ import base64
 import contextlib
 import json
 import logging
-import os
 import random
-import secrets
 import signal
 import socket
 import ssl
@@ -23,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilotbed.relay import Traffic, event, join, log_to_stderr, prepare, reset
+from pilotbed.relay import Traffic, event, join, log_to_stderr, prepare, reset, write_durably
 from pilotbed.relay.protocol import (
+    TRANSITIONS,
     VERSION,
     Connection,
     Failed,
@@ -36,7 +35,6 @@ from pilotbed.relay.protocol import (
     Registered,
     Release,
     Side,
-    State,
     backoff,
     preface,
 )
@@ -78,6 +76,8 @@ class Agent:
         self._lease: str | None = None
         self._port = 0
         self._published = False  # by this process; then another port would be of no use to anybody
+        self._attempt = 0
+        self._control: tuple[Connection, asyncio.StreamWriter] | None = None
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -88,36 +88,38 @@ class Agent:
     async def run(self) -> int:
         """Register, serve, reconnect. Returns the exit code: 0 stopped, `EXIT_REFUSED` refused for good."""
         self._lease = _read_lease(self.settings.state)
-        attempt = 0
-        try:
-            while not self._stop.is_set():
-                try:
-                    attempt = await self._session() or attempt
-                except Refusal as refusal:
-                    if refusal.code == "lease_unknown" and not self._published:
-                        self._forget()
-                        continue
-                    event(_log, "refused", level=logging.ERROR, code=refusal.code, reason=refusal.reason)
-                    if refusal.final:
-                        if refusal.code != "superseded":
-                            self._forget()
-                        return EXIT_REFUSED
-                except (OSError, TimeoutError) as error:
-                    event(_log, "relay_lost", level=logging.WARNING, reason=_text(error))
-                if attempt >= 0:
-                    pause = backoff(attempt, random.random())  # noqa: S311
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._stop.wait(), pause)
-                attempt += 1
+        work = asyncio.ensure_future(self._keep_registered())
+        stopping = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            self._say(Release())
             self._forget()
-            return 0
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task in (stopping, work, *self._tasks):
+            task.cancel()
+        await asyncio.gather(work, *self._tasks, return_exceptions=True)
+        return 0 if work.cancelled() else work.result()
 
-    async def _session(self) -> int:
-        """One control connection, from TCP to its end. Returns -1: come back at once (the proxy was renewed)."""
+    async def _keep_registered(self) -> int:
+        while True:
+            try:
+                await self._session()
+                continue  # the proxy was renewed: register with the new one at once
+            except Refusal as refusal:
+                if refusal.code == "lease_unknown" and not self._published:
+                    self._forget()  # it was left behind by an earlier process
+                    continue
+                event(_log, "refused", level=logging.ERROR, code=refusal.code, reason=refusal.reason)
+                if refusal.final:
+                    if refusal.code != "superseded":
+                        self._forget()
+                    return EXIT_REFUSED
+            except (OSError, TimeoutError) as error:
+                event(_log, "relay_lost", level=logging.WARNING, reason=_text(error))
+            await asyncio.sleep(backoff(self._attempt, random.random()))  # noqa: S311
+            self._attempt += 1
+
+    async def _session(self) -> None:
+        """One control connection, from TCP to its end; returns when it has to be made anew with a renewed proxy."""
         host, port = self.settings.server
         stamp = _stamp(self.settings.proxy)
         context, chain = self._credentials()
@@ -125,46 +127,39 @@ class Agent:
             opening = asyncio.open_connection(host, port, ssl=context, server_hostname=host)
             reader, writer = await asyncio.wait_for(opening, 20)
         except ssl.SSLCertVerificationError as error:
-            if self._published:
-                raise
-            raise Refusal("bad_certificate", f"the relay's certificate: {error.verify_message}") from None
+            raise Refusal("bad_certificate", f"the relay's: {error.verify_message}", not self._published) from None
         connection = Connection(Side.AGENT, time.monotonic())
-        stopping = asyncio.ensure_future(self._stop.wait())
-        reading = None
+        self._control = connection, writer
         try:
-            writer.write(connection.send(Register(VERSION, chain, self.settings.pilot, self._lease), time.monotonic()))
-            while connection.state is not State.CLOSED:
-                reading = reading or asyncio.ensure_future(reader.read(65536))
-                pause = max(0.0, (connection.deadline() or 0.0) - time.monotonic())
-                await asyncio.wait({reading, stopping}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if reading.done():
-                    data, reading = reading.result(), None
+            self._say(Register(VERSION, chain, self.settings.pilot, self._lease))
+            while _stamp(self.settings.proxy) in (stamp, None):
+                with contextlib.suppress(TimeoutError):
+                    pause = (connection.deadline() or 0.0) - time.monotonic()
+                    data = await asyncio.wait_for(reader.read(65536), max(0.0, pause))
                     if not data:
                         raise ConnectionError("the relay closed the connection")
                     for frame in connection.receive(data, time.monotonic()):
-                        self._handle(frame, connection, writer)
-                if stopping.done() and connection.state is State.SERVING:
-                    writer.write(connection.send(Release(), time.monotonic()))
-                elif stopping.done():
-                    break
-                else:
-                    writer.write(connection.due(time.monotonic()))
-                    if connection.state is State.SERVING and _stamp(self.settings.proxy) != stamp:
-                        event(_log, "proxy_renewed")
-                        return -1
-            await asyncio.wait_for(writer.drain(), 5)
-            return 0
+                        self._handle(frame)
+                writer.write(connection.due(time.monotonic()))
+            event(_log, "proxy_renewed")
         except ssl.SSLError as error:
             # With TLS 1.3 the relay judges our certificate after we think that the connection stands.
-            if "ALERT" in (error.reason or "") and any(word in error.reason for word in ("CERTIFICATE", "UNKNOWN_CA")):
-                raise Refusal("bad_certificate", f"TLS: {error.reason.lower().replace('_', ' ')}") from None
+            reason = (error.reason or "").replace("_", " ").lower()
+            if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
+                raise Refusal("bad_certificate", f"the relay says: TLS {reason}") from None
             raise
         finally:
-            for waiting in filter(None, (stopping, reading)):
-                waiting.cancel()
+            self._control = None
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), 2)
+
+    def _say(self, frame: Frame) -> None:
+        """Send a frame if it may be sent now (the connection can be lost, or the lease ended, at any moment)."""
+        if self._control is not None:
+            connection, writer = self._control
+            if (connection.state, Side.AGENT, type(frame)) in TRANSITIONS:
+                writer.write(connection.send(frame, time.monotonic()))
 
     def _credentials(self) -> tuple[ssl.SSLContext, tuple[str, ...]]:
         """TLS as it has to be, and the certificates that the relay wants to see again in the first frame."""
@@ -179,32 +174,27 @@ class Agent:
             context.load_cert_chain(str(self.settings.proxy))
             chain = _certificates(self.settings.proxy.read_text(encoding="ascii", errors="replace"))
         except OSError as error:
-            if self._published:
-                raise
-            raise Refusal("bad_certificate", f"{self.settings.proxy}: {_text(error)}") from None
+            raise Refusal("bad_certificate", f"{self.settings.proxy}: {_text(error)}", not self._published) from None
         return context, chain
 
-    def _handle(self, frame: Frame, connection: Connection, writer: asyncio.StreamWriter) -> None:
+    def _handle(self, frame: Frame) -> None:
         if isinstance(frame, Registered):
             self._registered(frame)
         elif isinstance(frame, Refused):
-            refusal = Refusal(frame.code if frame.code in _KNOWN else "bad_frame", frame.reason)
-            refusal.final = frame.final
-            raise refusal
-        elif isinstance(frame, Open):
-            self._spawn(self._serve(frame, connection, writer))
+            raise Refusal(frame.code, frame.reason, frame.final)
+        elif isinstance(frame, Open) and self._control is not None:
+            self._spawn(self._serve(frame, self._control[1].get_extra_info("peername")[:2]))
 
     def _registered(self, frame: Registered) -> None:
         self._lease, self._port = frame.lease, frame.port
-        _write_atomically(
+        write_durably(
             self.settings.state, json.dumps({"host": frame.host, "port": frame.port, "lease": frame.lease}) + "\n"
         )
         event(_log, "registered", host=frame.host, port=frame.port, expires=frame.expires, again=self._published)
-        self._published = True
+        self._published, self._attempt = True, 0
 
-    async def _serve(self, request: Open, connection: Connection, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, request: Open, relay: tuple[str, int]) -> None:
         """One stream: the target first, so that a dead daemon is told apart from a dead relay."""
-        relay = writer.get_extra_info("peername")[:2]
         target = self.settings.target or ("127.0.0.1", self._port)
         inner = outer = None
         try:
@@ -217,8 +207,7 @@ class Agent:
             for sock in filter(None, (inner, outer)):
                 reset(sock)
             event(_log, "stream_failed", level=logging.WARNING, stream=request.stream, reason=_text(error))
-            if connection.state is State.SERVING:
-                writer.write(connection.send(Failed(request.stream, _text(error)), time.monotonic()))
+            self._say(Failed(request.stream, _text(error)))
             return
         traffic = Traffic(self.traffic)
         with contextlib.suppress(OSError):
@@ -275,19 +264,6 @@ def _read_lease(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return lease if isinstance(lease, str) else None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _address(text: str) -> tuple[str, int]:

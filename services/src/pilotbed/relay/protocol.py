@@ -29,9 +29,9 @@ class Refusal(Exception):
         final: whether to try again is useless.
     """
 
-    def __init__(self, code: str, reason: str) -> None:
+    def __init__(self, code: str, reason: str, final: bool | None = None) -> None:
         super().__init__(f"{code}: {reason}")
-        self.code, self.reason, self.final = code, reason, REFUSALS[code]
+        self.code, self.reason, self.final = code, reason, REFUSALS[code] if final is None else final
 
 
 # Why somebody is refused -> whether that is final.

@@ -11,53 +11,52 @@ glidein_config=$1
 # shellcheck source=/dev/null
 . "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$glidein_config")"
 
-# number NAME DEFAULT
-number() {
-    local value
-    value=$(gconfig_get "$1")
-    value=${value:-$2}
-    [[ $value =~ ^[0-9]+$ ]] || script_error Config "$1: '$value' is not a number of seconds"
-    printf '%s' "$value"
-}
+shopt -u patsub_replacement 2>/dev/null # bash 5.2: an & in a replacement is not what was found
+declare -A seconds=()
+for pair in GLIDEIN_Max_Walltime=0 GLIDEIN_Job_Max_Time=129600 GLIDEIN_Min_Retire=600 GLIDEIN_Retire_Time=21600 \
+    GLIDEIN_Graceful_Shutdown=120 UPDATE_INTERVAL=30 GLIDEIN_CPUS=1 X509_EXPIRE=0; do
+    value=$(gconfig_get "${pair%=*}")
+    seconds[${pair%=*}]=${value:-${pair#*=}}
+    [[ ${seconds[${pair%=*}]} =~ ^[0-9]+$ ]] || script_error Config "${pair%=*}: '$value' is not a number"
+done
 
-# lifetimes NOW: prints when to retire and when to die
+# lifetimes NOW: sets retire and die, in seconds from NOW
 lifetimes() {
-    local now=$1 walltime die retire job_max min_retire left
-    # Not in $(...): script_error must be able to end this script.
-    walltime=$(number GLIDEIN_Max_Walltime 0) && job_max=$(number GLIDEIN_Job_Max_Time 129600) &&
-        min_retire=$(number GLIDEIN_Min_Retire 600) || exit 1
-    if [[ $walltime -gt 0 ]]; then
-        die=$((walltime - $(number UPDATE_INTERVAL 30) - 70 - $(number GLIDEIN_Graceful_Shutdown 120)))
+    local left=$((seconds[X509_EXPIRE] - $1 - 300))
+    if [[ ${seconds[GLIDEIN_Max_Walltime]} -gt 0 ]]; then
+        die=$((seconds[GLIDEIN_Max_Walltime] - seconds[UPDATE_INTERVAL] - 70 - seconds[GLIDEIN_Graceful_Shutdown]))
     else
-        die=$(($(number GLIDEIN_Retire_Time 21600) + job_max))
+        die=$((seconds[GLIDEIN_Retire_Time] + seconds[GLIDEIN_Job_Max_Time]))
     fi
-    left=$(($(number X509_EXPIRE $((now + die + 600))) - now - 300))
     if [[ $left -lt $die && $(gconfig_get GLIDEIN_Ignore_X509_Duration) != True ]]; then die=$left; fi
-    [[ $die -ge $min_retire ]] ||
-        script_error WN_Resource "only $die s to live here, jobs need $min_retire (walltime, proxy)"
-    retire=$((die - job_max))
-    [[ $retire -ge $min_retire ]] || retire=$min_retire
+    [[ $die -ge ${seconds[GLIDEIN_Min_Retire]} ]] || script_error WN_Resource \
+        "only $die s to live here, jobs need ${seconds[GLIDEIN_Min_Retire]} (GLIDEIN_Max_Walltime, the proxy's end)"
+    retire=$((die - seconds[GLIDEIN_Job_Max_Time]))
+    if [[ $retire -lt ${seconds[GLIDEIN_Min_Retire]} ]]; then retire=${seconds[GLIDEIN_Min_Retire]}; fi
     # Pilots that were started together shall not end together.
     retire=$((retire - RANDOM % (retire / 10 + 1)))
-    printf '%s %s\n' $((now + retire)) $((now + die))
 }
 
 # --- what only this node knows ---
 local_dir=$(gconfig_get GLIDEIN_LOCAL_DIR) condor=$(gconfig_get CONDOR_DIR) proxy=$(gconfig_get X509_USER_PROXY)
 config=$local_dir/condor_config account=$(id -un) name=$(gconfig_get GLIDEIN_Pilot_Name)
 [[ -x $condor/sbin/condor_master ]] || script_error Config "the factory's stage has no HTCondor (CONDOR_DIR '$condor')"
-times=$(lifetimes "$(date +%s)") || exit 1
-gconfig_add GLIDEIN_ToRetire "${times% *}"
-gconfig_add GLIDEIN_ToDie "${times#* }"
-gconfig_add GLIDEIN_Expire "${times#* }"
+# A UNIX socket's path has at most 107 characters; HTCondor adds up to 30 to the directory's.
+[[ ${#local_dir} -le 70 ]] || script_error Config "$local_dir is too long a path for HTCondor's sockets: use -dir AUTO"
+now=$(date +%s)
+lifetimes "$now"
+gconfig_add GLIDEIN_ToRetire $((now + retire))
+gconfig_add GLIDEIN_ToDie $((now + die))
+gconfig_add GLIDEIN_Expire $((now + die))
 gconfig_add GLIDEIN_Pilot_Account "$account"
 gconfig_add GLIDEIN_Worker "$(uname -n)"
 gconfig_add GLIDEIN_Batch_Job "${SLURM_JOB_ID:-${JOB_ID-}}"
 if [[ -z $(gconfig_get GLIDEIN_MaxMemMBs) ]]; then
     # The pilot's share of the node's memory is that of its CPUs.
     read -r _ memory _ </proc/meminfo
-    cpus=$(number GLIDEIN_CPUS 1) || exit 1
-    gconfig_add GLIDEIN_MaxMemMBs $((memory / 1024 * (cpus < $(nproc) ? cpus : $(nproc)) / $(nproc)))
+    cpus=$(nproc)
+    share=$((seconds[GLIDEIN_CPUS] < cpus ? seconds[GLIDEIN_CPUS] : cpus))
+    gconfig_add GLIDEIN_MaxMemMBs $((memory * share / cpus / 1024))
 fi
 
 mapfile=$(gconfig_get GLIDECLIENT_X509_CONDORMAP)
@@ -84,9 +83,9 @@ mkdir -m 711 "$local_dir/execute"
 declare -A done_variables=()
 attributes='' environment=''
 variables() {
-    local variable type default condor_name required export user_env value
+    local variable type default condor_name required publish user_env value
     [[ -f ${1-} ]] || return 0
-    while read -r variable type default condor_name required export user_env; do
+    while read -r variable type default condor_name required publish user_env; do
         [[ -z $variable || $variable == \#* || -n ${done_variables[$variable]-} ]] && continue
         done_variables[$variable]=yes
         [[ $condor_name == + ]] && condor_name=$variable
@@ -106,7 +105,7 @@ variables() {
         # A $ of a value is not the beginning of one of HTCondor's macros.
         [[ $type == C ]] || value=${value//\$/\$(DOLLAR)}
         printf '%s = %s\n' "$condor_name" "$value"
-        [[ $export == Y ]] && attributes+=" $condor_name"
+        [[ $publish == Y ]] && attributes+=" $condor_name"
     done <"$1"
 }
 

@@ -2,6 +2,7 @@
 # error_gen.sh -ok TEST [METRIC VALUE]... | -error TEST TYPE TEXT [METRIC VALUE]...
 # Writes what a test found to otrb_output.xml in the current directory (OSGTestResult 4.3.1), and an error to stderr.
 
+shopt -u patsub_replacement 2>/dev/null # bash 5.2: an & in a replacement is not what was found
 xml() {
     local text=$1
     text=${text//&/&amp;} text=${text//</&lt;} text=${text//>/&gt;} text=${text//\"/&quot;}

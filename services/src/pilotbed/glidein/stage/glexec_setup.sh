@@ -47,8 +47,8 @@ find_glexec() {
 
 # Does it work? The pilot's own proxy is all there is to try it with.
 #   code 0, and another account: the site maps pilots, too.
-#   code 203 with LCMAPS's word that it has no account for this proxy: sudo, configuration, LCMAPS, CA and VOMS checks
-#   all did their work, and only users have accounts here. Any other 203 (not white-listed, sudo) is a broken glexec.
+#   code 203 with LCMAPS's word that the DN in this proxy gets no account: white list, sudo, configuration and LCMAPS did
+#   their work, and only users have accounts here. Any other 203 (not white-listed, sudo) is a broken glexec.
 try() {
     local output status
     output=$("$glexec" -V 2>&1 </dev/null) || { problem="$glexec -V: code $?: ${output//$'\n'/ }" && return 1; }
@@ -59,7 +59,10 @@ try() {
         [[ $output == *"Hello World"* ]] || { problem="$glexec lost the output: ${output//$'\n'/ }" && return 1; }
         [[ $output != "uid=$(id -u)("* ]] || { problem="$glexec did not change the account" && return 1; }
         ;;
-    203) [[ $output =~ [Ll][Cc][Mm][Aa][Pp][Ss]|"no mapping" ]] || { problem="$glexec: ${output//$'\n'/ }" && return 1; } ;;
+    203)
+        [[ $output =~ "gives /".*" no account"|"is not in pool_accounts" ]] ||
+            { problem="$glexec: code 203: ${output//$'\n'/ }" && return 1; }
+        ;;
     *) problem="$glexec: code $status: ${output//$'\n'/ }" && return 1 ;;
     esac
 }
@@ -86,8 +89,9 @@ use)
             script_error WN_Resource "$directory is closed to other accounts: payloads cannot reach their sandboxes"
         directory=$(dirname "$directory")
     done
-    try "$shell" -c 'id && echo Hello World' && try "$test_script" ||
+    if ! { try "$shell" -c 'id && echo Hello World' && try "$test_script"; }; then
         script_error WN_Resource "glexec does not work here: $problem" command "$glexec"
+    fi
     rm -f "$test_script"
     gconfig_add ALTERNATIVE_SHELL "$shell"
     gconfig_add GLEXEC_BIN "$glexec"

@@ -2,49 +2,53 @@
 # How the schedd reaches this pilot. GLIDEIN_Traversal lists the ways that are allowed, the best one first:
 #   direct  the worker can be reached from outside
 #   ccb     connections are reversed by the pool's collector
-#   relay   a dedicated port of the relay GLIDEIN_Relay_Server (HOST:PORT); GLIDEIN_Relay_Timeout (60) s to get it
+#   relay   a dedicated port of a relay: GLIDEIN_Relay_Server (HOST:PORT ...), tried in turn, each for
+#           GLIDEIN_Relay_Timeout (60) s
 # The pilot ends if none works. Sets GLIDEIN_Traversal to the way that was found.
 glidein_config=$1
 # shellcheck source=/dev/null
 . "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$glidein_config")"
 
-# relay: start the agent and wait for its port; says why on failure
+# relay SERVER: start the agent and wait for its port; otherwise problem says why not
 relay() {
-    local server deadline agent state log status
-    server=$(gconfig_get GLIDEIN_Relay_Server)
-    [[ -n $server ]] || { problem='GLIDEIN_Relay_Server is not set' && return 1; }
-    deadline=$(gconfig_get GLIDEIN_Relay_Timeout)
-    deadline=$((SECONDS + ${deadline:-60}))
-    state=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.json log=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.log
+    local agent status host port deadline=$((SECONDS + timeout))
     rm -f "$state"
-    /usr/bin/python3 -I "$(gconfig_get RELAY_AGENT)" --server "$server" --proxy "$(gconfig_get X509_USER_PROXY)" \
-        --cadir "$(gconfig_get X509_CERT_DIR)" --state "$state" --pilot "$name" </dev/null >"$log" 2>&1 &
+    /usr/bin/python3 -I "$(gconfig_get RELAY_AGENT)" --server "$1" --proxy "$(gconfig_get X509_USER_PROXY)" \
+        --cadir "$(gconfig_get X509_CERT_DIR)" --state "$state" --pilot "$(gconfig_get GLIDEIN_Pilot_Name)" \
+        </dev/null >"$log" 2>&1 &
     agent=$!
     while [[ ! -s $state ]]; do
         if ! kill -0 "$agent" 2>/dev/null; then
             wait "$agent"
             status=$?
-            problem="the relay $server gave no port (agent's code $status): $(tail -n 1 "$log")"
-            return 1
+            problem="the relay $1 gave no port (agent's code $status): $(tail -n 1 "$log")"
+            return
         fi
         if [[ $SECONDS -ge $deadline ]]; then
             kill "$agent"
-            problem="the relay $server gave no port in time: $(tail -n 1 "$log")"
-            return 1
+            problem="the relay $1 gave no port within $timeout s: $(tail -n 1 "$log")"
+            return
         fi
         sleep 0.2
     done
     read -r host port < <(/usr/bin/python3 -I -c \
         'import json, sys; state = json.load(open(sys.argv[1])); print(state["host"], int(state["port"]))' "$state")
-    [[ -n ${port-} ]] || { problem="the relay's agent wrote no address to $state" && return 1; }
+    if [[ -z ${port-} ]]; then
+        kill "$agent"
+        problem="the relay's agent wrote no address to $state"
+        return
+    fi
     # The port is the same on both sides: HTCondor advertises its own port at the forwarding host.
     gconfig_add TCP_FORWARDING_HOST "$host"
     gconfig_add SHARED_PORT_PORT "$port"
     gconfig_add GLIDEIN_Relay_Address "$host:$port"
     gconfig_add RELAY_AGENT_PID "$agent"
+    problem=''
 }
 
-name=$(gconfig_get GLIDEIN_Pilot_Name)
+state=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.json log=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.log
+timeout=$(gconfig_get GLIDEIN_Relay_Timeout)
+timeout=${timeout:-60}
 ways=$(gconfig_get GLIDEIN_Traversal) problems=''
 IFS=', ' read -ra ways <<<"${ways:-direct}"
 for way in "${ways[@]}"; do
@@ -52,7 +56,14 @@ for way in "${ways[@]}"; do
     case $way in
     direct) ;;
     ccb) gconfig_add USE_CCB True ;;
-    relay) relay ;;
+    relay)
+        problem='GLIDEIN_Relay_Server is not set'
+        IFS=', ' read -ra servers <<<"$(gconfig_get GLIDEIN_Relay_Server)"
+        for server in "${servers[@]}"; do
+            relay "$server"
+            [[ -n $problem ]] || break
+        done
+        ;;
     *) script_error Config "GLIDEIN_Traversal: '$way' is not direct, ccb or relay" ;;
     esac
     if [[ -z $problem ]]; then

@@ -1,0 +1,114 @@
+"""pilotbed-renew: keeps the proxies of running pilots alive, from the credential that the frontend left in MyProxy.
+
+The host certificate is what MyProxy trusts, so this runs under an account of its own: systemd hands it the host key
+and copies of the stored proxies, it leaves longer-lived ones in a directory, and the factory takes them from there by
+its own rule (same DN, longer life). So the host key never comes near the account that talks to frontends and CEs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilotbed.gridtools import ToolError, run
+from pilotbed.proxy import Proxy, ProxyError
+from pilotbed.service import event, set_up_logging, write_file
+
+_log = logging.getLogger("pilotbed.renew")
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """How proxies are renewed.
+
+    Args:
+        server: the MyProxy server's host name.
+        credential: the stored credential's name there.
+        voms: ``VO:FQAN`` for the attributes.
+        hours: life of a renewed proxy.
+        host_certificate, host_key: of this host.
+    """
+
+    server: str
+    credential: str
+    voms: str
+    hours: int
+    host_certificate: Path
+    host_key: Path
+
+    def renew(self, old: Path) -> str:
+        """Return a renewed proxy (PEM) for the one in ``old``, with fresh VOMS attributes.
+
+        Raises:
+            ToolError: MyProxy or VOMS refused.
+            ProxyError: what came back belongs to somebody else.
+        """
+        with tempfile.TemporaryDirectory(prefix="renew") as directory:
+            plain, full = Path(directory, "plain.pem"), Path(directory, "voms.pem")
+            host = {"X509_USER_CERT": self.host_certificate, "X509_USER_KEY": self.host_key}
+            whose = ["-s", self.server, "-a", str(old), "-d", "-n", "-k", self.credential]
+            run(["myproxy-logon", *whose, "-o", str(plain), "-t", str(self.hours)], host)
+            # A credential in MyProxy has no VOMS attributes: they end after a day at the latest.
+            what = ["-voms", self.voms, "-valid", f"{self.hours}:00"]
+            run(["voms-proxy-init", "-quiet", "-noregen", *what, "-out", str(full)], {"X509_USER_PROXY": plain})
+            pem = full.read_text()
+        before, after = Proxy.read(old.read_text()), Proxy.read(pem)
+        if before.dn != after.dn:
+            raise ProxyError(f"MyProxy answered with a proxy of {after.dn}, not of {before.dn}")
+        return pem
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Renew once what has little time left; return 1 if something could not be renewed."""
+    parser = argparse.ArgumentParser(prog="pilotbed-renew", description="Renew stored pilot proxies from MyProxy.")
+    parser.add_argument("--myproxy", required=True, metavar="HOST", help="MyProxy server")
+    parser.add_argument("--credential", default="pilot", help="name of the stored credential (default: pilot)")
+    parser.add_argument("--voms", required=True, metavar="VO:FQAN", help="attributes to add")
+    parser.add_argument("--hours", type=int, default=12, help="life of a renewed proxy (default: 12)")
+    parser.add_argument("--least", type=int, default=21600, metavar="SECONDS", help="renew with less than this left")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the factory takes them from")
+    options = parser.parse_args(argv)
+    set_up_logging()
+    given = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""))
+    if not given.is_absolute():
+        _log.error("CREDENTIALS_DIRECTORY is not set: start this as pilotbed-renew.service")
+        return 2
+    renewal = Renewal(
+        options.myproxy, options.credential, options.voms, options.hours, given / "hostcert.pem", given / "hostkey.pem"
+    )
+    failed = False
+    # systemd names the files of a directory that it loads NAME_FILE.
+    for path in sorted(given.glob("pilots_*.pem")):
+        name = path.name.removeprefix("pilots_")
+        newest = max((path, options.out / name), key=_ends)
+        left = _ends(newest) - time.time()
+        if left >= options.least:
+            _log.info(event("fresh", name=name, left=int(left)))
+            continue
+        try:
+            pem = renewal.renew(path)
+            write_file(options.out / name, pem, 0o640)
+            _log.info(event("renewed", name=name, left_before=int(left), proxy=Proxy.read(pem)))
+        except (ToolError, ProxyError, OSError) as error:
+            _log.error(event("renewal-failed", name=name, left=int(left), why=error))
+            failed = True
+    return int(failed)
+
+
+def _ends(path: Path) -> float:
+    """Return when the proxy in ``path`` ends (seconds, Unix); 0 if there is none."""
+    try:
+        return Proxy.read(path.read_text()).ends
+    except (OSError, ProxyError):
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The grid's own command line tools for proxies: run one, and say what went wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+#: Seconds that a tool may take; each talks to one server once.
+DEADLINE = 60
+
+
+class ToolError(Exception):
+    """A tool that failed; the message holds its name and its last lines, never a key."""
+
+
+def run(command: Sequence[str | Path], environment: Mapping[str, str | Path]) -> str:
+    """Run ``command`` with ``environment`` added to ours and return what it printed.
+
+    Raises:
+        ToolError: it is missing, failed or took longer than DEADLINE.
+    """
+    name = str(command[0])
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            env=os.environ | {key: str(value) for key, value in environment.items()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolError(f"{name}: {error}") from error
+    if done.returncode:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip(" .")]
+        raise ToolError(f"{name} failed ({done.returncode}): {'; '.join(said[-4:]) or 'it says nothing'}")
+    return done.stdout

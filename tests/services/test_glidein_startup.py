@@ -1,0 +1,487 @@
+"""The pilot's start-up script against a real web server: what it runs, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+
+from pilotbed.glidein import stage
+from pilotbed.glidein.arguments import pilot_arguments
+from pilotbed.glidein.stage import Area, Attribute, Staged, attribute_files, render, script
+
+STARTUP = Path(stage.__file__).parent / "glidein_startup.sh"
+
+#: Notes its name, its area and who waits at its stdin.
+NOTE = """#!/bin/bash
+echo "ran ${0##*/} $2 $(wc -c)"
+"""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a directory, and notes the paths that are asked for."""
+
+    def __init__(self, *arguments: Any, asked: list[str], **more: Any) -> None:
+        self.asked = asked
+        super().__init__(*arguments, **more)
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Cache(SimpleHTTPRequestHandler):
+    """A web cache whose copy of one file differs by a byte."""
+
+    def __init__(self, *arguments: Any, spoils: str, **more: Any) -> None:
+        self.spoils = spoils
+        super().__init__(*arguments, **more)
+
+    def do_GET(self) -> None:
+        with urlopen(self.path) as origin:
+            body = origin.read()
+        if self.spoils and self.spoils in self.path:
+            body = bytes([body[0] ^ 1]) + body[1:]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def serve(handler: Callable[..., Any]) -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@dataclass
+class Site:
+    """Two stage areas behind a web server, and a worker's directory to start pilots in."""
+
+    root: Path
+    url: str
+    asked: list[str]
+    worker: Path
+    areas: dict[str, Area] = field(default_factory=dict)
+
+    def put(self, where: str, *files: Staged, extra: dict[str, str] | None = None, loose: tuple[Staged, ...] = ()) -> None:
+        """Publish an area: ``factory``, ``factory/entry_alpha``, ``frontend`` or ``frontend/group_main``."""
+        self.areas[where] = render(files, extra, loose)
+        (self.root / where).mkdir(parents=True, exist_ok=True)
+        for old in (self.root / where).iterdir():
+            if old.is_file():
+                old.unlink()
+        for name, content in self.areas[where].files.items():
+            (self.root / where / name).write_bytes(content)
+
+    def options(self) -> dict[str, str]:
+        names = {
+            "factory": ("web", "sign", "descript"),
+            "factory/entry_alpha": (None, "signentry", "descriptentry"),
+            "frontend": ("clientweb", "clientsign", "clientdescript"),
+            "frontend/group_main": ("clientwebgroup", "clientsigngroup", "clientdescriptgroup"),
+        }
+        found = {"v": "fast", "name": "v1", "entry": "alpha", "factory": "gridlab", "clientname": "vo.main", "dir": "."}
+        for where, area in self.areas.items():
+            web, sign, descript = names[where]
+            found |= {sign: area.sign, descript: area.descript} | ({web: f"{self.url}/{where}"} if web else {})
+        return found
+
+    def command(self, parameters: dict[str, str] | None = None, **options: str) -> list[str]:
+        parameters = {"GLIDEIN_Failure_Delay": "0"} | (parameters or {})
+        return ["bash", str(STARTUP), *pilot_arguments(self.options() | options, parameters.items())]
+
+    def pilot(self, environment: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run a pilot to its end; it must leave nothing behind, whatever happens."""
+        done = subprocess.run(
+            self.command(**more), cwd=self.worker, env=clean() | (environment or {}), capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert list(self.worker.iterdir()) == []
+        return done
+
+    def real(self, where: str, prefix: str) -> Path:
+        """Return the path of the one staged file whose name starts with ``prefix``."""
+        (path,) = (self.root / where).glob(f"{prefix}.*")
+        return path
+
+
+def clean() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+
+
+def note(name: str, list_: str = "file_list", **more: Any) -> Staged:
+    return Staged(name, f"{NOTE}# {name}\n".encode(), "exec", list_, **more)
+
+
+def last(text: str = NOTE) -> dict[str, Any]:
+    file = Staged("last.sh", text.encode())
+    return {"loose": (file,), "extra": {"last_script": stage.stamped(file.name, file.content)}}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    root, worker, asked = tmp_path / "www", tmp_path / "worker", list[str]()
+    worker.mkdir()
+    server = serve(partial(Handler, directory=str(root), asked=asked))
+    found = Site(root, f"http://127.0.0.1:{server.server_port}", asked, worker)
+    error_gen = script("error_gen.sh", "regular", output="ERROR_GEN_PATH")
+    found.put("factory", error_gen, note("first.sh"), note("after.sh", "after_file_list"), **last())
+    found.put("factory/entry_alpha", note("entry.sh"))
+    found.put("frontend", note("early.sh", "preentry_file_list"), note("client.sh"))
+    found.put("frontend/group_main", note("group.sh"))
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return re.findall(r"^ran (\S+) (?:\S+) 0$", done.stdout, re.MULTILINE)
+
+
+def spoil(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+# --- what it runs ---
+
+
+def test_scripts_run_in_the_order_of_the_protocol(site: Site) -> None:
+    done = site.pilot()
+    assert done.returncode == 0, done.stderr
+    assert ran(done) == ["first.sh", "early.sh", "entry.sh", "client.sh", "group.sh", "after.sh", "last.sh"]
+    assert "<status>OK</status>" in done.stdout
+
+
+def test_a_pilot_needs_no_frontend(site: Site) -> None:
+    del site.areas["frontend"], site.areas["frontend/group_main"]
+    done = site.pilot()
+    assert done.returncode == 0, done.stderr
+    assert ran(done) == ["first.sh", "entry.sh", "after.sh", "last.sh"]
+
+
+def test_attributes_parameters_and_outputs_reach_the_scripts(site: Site) -> None:
+    value = 'TRUE && (Owner == "a b") || x =!= "$HOME;`id`"'
+    constants = {"A": Attribute.of("A", "from the entry"), "B": Attribute.of("B", 'x\\y "z" $1')}
+    data = Staged("data.txt", b"hello\n", output="DATA")
+    site.put("factory/entry_alpha", *attribute_files(constants, ()), data)
+    show = (
+        "#!/bin/bash\n. \"$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' $1)\"\nglidein_config=$1\ngconfig_add Mine a  b\n"
+        'for name in A B P ENTRY_DATA Mine GLIDEIN_Entry_Name; do echo "$name=$(gconfig_get $name)"; done\n'
+        'cat "$(gconfig_get ENTRY_DATA)"\n'
+    )
+    site.put("factory", script("error_gen.sh", "regular", output="ERROR_GEN_PATH"), **last(show))
+    done = site.pilot(parameters={"A": "from the frontend", "P": value})
+    assert done.returncode == 0, done.stderr
+    assert "A=from the entry\nB=x\\y \"z\" $1\n" in done.stdout  # a site's constant cannot be overridden
+    assert f"P={value}\nENTRY_DATA={site.worker}" in done.stdout
+    assert "Mine=a b\nGLIDEIN_Entry_Name=alpha\nhello\n" in done.stdout
+
+
+def test_a_conditional_file_is_taken_only_if_its_variable_is_1(site: Site) -> None:
+    for value, expected in (("1", ["maybe.sh", "last.sh"]), ("0", ["last.sh"])):
+        site.put("factory", note("maybe.sh", condition="WANTED"), **last())
+        assert [name for name in ran(site.pilot(parameters={"WANTED": value})) if name in ("maybe.sh", "last.sh")] == expected
+
+
+def test_a_tarball_is_unpacked_where_untar_cfg_says(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "inside").write_text("unpacked\n")
+    subprocess.run(["tar", "-czf", tmp_path / "t.tar.gz", "-C", tmp_path, "inside"], check=True)
+    tarball = (tmp_path / "t.tar.gz").read_bytes()
+    files = (
+        Staged("untar.cfg", b"t.tar.gz\tsoftware\n", output="UNTAR_CFG_FILE"),
+        Staged("t.tar.gz", tarball, "untar", output="SOFTWARE"),
+    )
+    site.put("factory", *files, **last("#!/bin/sh\ncat main/software/inside; ls -l $(dirname $1)/main/t.tar.gz\n"))
+    done = site.pilot()
+    assert "unpacked" in done.stdout
+    assert "t.tar.gz': No such file" in done.stderr
+
+
+def test_the_last_scripts_code_is_the_pilots(site: Site) -> None:
+    site.put("factory", **last("#!/bin/sh\nexit 7\n"))
+    done = site.pilot()
+    assert done.returncode == 7
+    assert "<status>ERROR</status>" in done.stdout
+
+
+def test_a_failing_script_ends_the_pilot_with_its_reason(site: Site) -> None:
+    bad = (
+        "#!/bin/bash\nglidein_config=$1\n. \"$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' $1)\"\n"
+        'script_error WN_Resource "the disk is <full> & broken" disk /x\n'
+    )
+    site.put("factory/entry_alpha", Staged("bad.sh", bad.encode(), "exec"))
+    done = site.pilot()
+    assert done.returncode == 1
+    assert "last.sh" not in ran(done)
+    assert "glidein: bad.sh: the disk is <full> & broken" in done.stderr
+    assert "the disk is &lt;full&gt; &amp; broken" in done.stdout
+    assert '<metric name="TestID">bad.sh</metric>' in done.stdout
+    assert re.search(r'<metric name="failure" .*>WN_Resource</metric>', done.stdout)
+
+
+# --- what it refuses: nothing of it, and nothing after it, is run ---
+
+
+@pytest.mark.parametrize(
+    ("where", "prefix"),
+    [
+        ("factory", "first"), ("factory", "after"), ("factory", "last"), ("factory", "file_list"), ("factory", "signature"),
+        ("factory/entry_alpha", "entry"), ("factory/entry_alpha", "signature"), ("frontend", "client"),
+        ("frontend", "signature"), ("frontend/group_main", "group"), ("frontend/group_main", "signature"),
+    ],
+)  # fmt: skip
+def test_one_changed_byte_is_refused_by_name(site: Site, where: str, prefix: str) -> None:
+    path = site.real(where, prefix)
+    spoil(path)
+    done = site.pilot()
+    assert done.returncode == 1
+    assert f"glidein: refused: {path.name} from {site.url}/{where}: digest mismatch" in done.stderr
+    assert f"{prefix}.sh" not in ran(done)
+    assert "last.sh" not in ran(done)
+    if prefix == "signature":
+        assert ran(done) == []
+
+
+def test_a_changed_description_is_refused(site: Site) -> None:
+    path = site.real("factory", "description")
+    path.write_text(path.read_text() + "last_script\tother.sh\n")
+    done = site.pilot()
+    assert done.returncode == 1
+    assert f"refused: {path.name} from {site.url}/factory: digest mismatch" in done.stderr
+    assert ran(done) == []
+
+
+def test_what_is_not_signed_is_refused(site: Site) -> None:
+    """A list that names a file without a line in the signature file (the real one only reports it)."""
+    area = site.areas["factory"]
+    signature = site.real("factory", "signature")
+    victim = site.real("factory", "after").name
+    signature.write_text("".join(line for line in signature.read_text().splitlines(True) if victim not in line))
+    done = site.pilot(sign=hashlib.sha256(signature.read_bytes()).hexdigest())
+    assert area.sign != hashlib.sha256(signature.read_bytes()).hexdigest()
+    assert done.returncode == 1
+    assert f"glidein: refused: {victim} from {site.url}/factory: not signed" in done.stderr
+    assert "first.sh" in ran(done)
+    assert f"/factory/{victim}" not in site.asked
+
+
+def test_the_negative_control_a_resigned_change_is_run(site: Site) -> None:
+    """The same change as above is accepted when the factory vouches for it: the check looks at nothing else."""
+    path, signature = site.real("factory", "after"), site.real("factory", "signature")
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(path.read_bytes() + b"echo changed\n")
+    new = hashlib.sha256(path.read_bytes()).hexdigest()
+    signature.write_text(signature.read_text().replace(old, new))
+    done = site.pilot(sign=hashlib.sha256(signature.read_bytes()).hexdigest())
+    assert done.returncode == 0, done.stderr
+    assert "changed" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["sign", "signentry", "clientsign", "clientsigngroup"])
+def test_a_wrong_signature_argument_is_refused(site: Site, option: str) -> None:
+    done = site.pilot(**{option: "0" * 64})
+    assert done.returncode == 1
+    assert re.search(r"refused: signature\.\w+\.sha256 from \S+: digest mismatch \(expected 0{64}", done.stderr)
+    assert ran(done) == []
+
+
+@pytest.mark.parametrize("line", ["../x", "d41d8cd98f00b204e9800998ecf8427e  md5", f"{'0' * 64}  ../x", f"{'0' * 64}  a b"])
+def test_a_signature_file_of_another_form_is_refused(site: Site, line: str) -> None:
+    signature = site.real("factory", "signature")
+    signature.write_text(f"{line}\n")
+    done = site.pilot(sign=hashlib.sha256(signature.read_bytes()).hexdigest())
+    assert done.returncode == 1
+    assert "is not a digest and a name" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["../evil.sh", ".hidden", "a/b", "-rf"])
+def test_a_name_that_leaves_the_work_directory_is_refused(site: Site, target: str) -> None:
+    good = site.areas["factory"]
+    listing = site.real("factory", "file_list")
+    listing.write_text(listing.read_text().replace("first.sh\t", f"{target}\t", 1))
+    signature = site.real("factory", "signature")
+    old = hashlib.sha256(good.files[listing.name]).hexdigest()
+    signature.write_text(signature.read_text().replace(old, hashlib.sha256(listing.read_bytes()).hexdigest()))
+    done = site.pilot(sign=hashlib.sha256(signature.read_bytes()).hexdigest())
+    assert done.returncode == 1
+    assert "not a file name" in done.stderr
+    assert ran(done) == []
+
+
+def test_digests_of_another_kind_are_refused(site: Site) -> None:
+    done = site.pilot(signtype="md5")
+    assert done.returncode == 1
+    assert "digests of type 'md5' are not supported" in done.stderr
+
+
+def test_a_missing_file_is_named(site: Site) -> None:
+    site.real("frontend", "client").unlink()
+    done = site.pilot()
+    assert done.returncode == 1
+    assert re.search(r"glidein: cannot fetch \S+/frontend/client\.\w+\.sh: .*404", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "option -name is missing"),
+        (["-web"], "option -web has no value"),
+        (["-wbe", "x"], "unknown option -wbe"),
+        (["web", "x"], "unknown option web"),
+        (["-web", "a\nX 1"], "option -web has a control character"),
+        (["-param_A-B", "x"], "unknown option -param_A-B"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = subprocess.run(["bash", STARTUP, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"glidein: {message}" in done.stderr
+
+
+# --- the web cache ---
+
+
+def test_a_changed_byte_in_the_cache_is_refused_and_the_cache_not_gone_around(site: Site) -> None:
+    victim = site.real("factory", "after").name
+    cache = serve(partial(Cache, spoils=victim))
+    done = site.pilot(proxy=f"http://127.0.0.1:{cache.server_port}")
+    cache.shutdown()
+    assert done.returncode == 1
+    assert f"glidein: refused: {victim} from {site.url}/factory: digest mismatch" in done.stderr
+    assert site.asked.count(f"/factory/{victim}") == 1  # by the cache; the pilot did not ask again
+    assert "last.sh" not in ran(done)
+
+
+def test_the_negative_control_an_honest_cache_is_used(site: Site) -> None:
+    cache = serve(partial(Cache, spoils=""))
+    done = site.pilot(proxy=f"http://127.0.0.1:{cache.server_port}")
+    cache.shutdown()
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cache_that_is_down_is_gone_around(site: Site) -> None:
+    done = site.pilot(proxy="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "web cache http://127.0.0.1:9 does not answer" in done.stderr
+
+
+# --- its proxy, and its end ---
+
+
+def make_proxy(path: Path, name: str = "pilot") -> None:
+    """A certificate with its key in one file: all that the start-up script itself looks at."""
+    key = path.with_suffix(".key")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", f"/CN={name}", "-keyout", key, "-out", path], check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + key.read_bytes())
+    key.unlink()
+
+
+def test_the_proxy_is_copied_where_nobody_else_reads_it(site: Site, tmp_path: Path) -> None:
+    proxy = tmp_path / "user.proxy"
+    make_proxy(proxy)
+    proxy.chmod(0o644)
+    show = "#!/bin/bash\nstat -c '%a %n' $X509_USER_PROXY $(dirname $X509_USER_PROXY) $(dirname $1) $1; cat $X509_USER_PROXY\n"
+    site.put("factory", **last(show))
+    done = site.pilot(environment={"X509_USER_PROXY": str(proxy)})
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^600 {site.worker}/glide_\w+/cred/pilot\.pem$", done.stdout, re.MULTILINE)
+    assert re.search(r"^700 \S+/cred$", done.stdout, re.MULTILINE)
+    assert re.search(r"^711 \S+/glide_\w+$", done.stdout, re.MULTILINE)
+    assert re.search(r"^600 \S+/glidein_config$", done.stdout, re.MULTILINE)
+    assert proxy.read_text() in done.stdout
+
+
+def test_a_renewed_proxy_is_taken_over_and_a_broken_one_is_not(site: Site, tmp_path: Path) -> None:
+    proxy, out = tmp_path / "user.proxy", tmp_path / "seen"
+    make_proxy(proxy)
+    first = proxy.read_text()
+    site.put("factory", **last(f"#!/bin/bash\nwhile [ ! -e {out}.stop ]; do cat $X509_USER_PROXY > {out}; sleep .1; done\n"))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(
+            site.pilot, environment={"X509_USER_PROXY": str(proxy)}, parameters={"GLIDEIN_Proxy_Refresh": "1"}
+        )
+        try:
+            wait_for(lambda: out.is_file() and out.read_text() == first)
+            proxy.write_text("half a file")
+            time.sleep(1.5)  # one round of the refresh must have seen it; there is no event to wait for
+            assert out.read_text() in (first, "")
+            make_proxy(proxy, "renewed")
+            wait_for(lambda: out.read_text() == proxy.read_text())
+        finally:
+            Path(f"{out}.stop").touch()
+        assert running.result().returncode == 0
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "QUIT", "HUP"])
+def test_a_signal_ends_everything_at_once(site: Site, name: str) -> None:
+    # A child of the script, and one that has run away from it.
+    text = "#!/bin/bash\ntrap 'echo stopping; exit 3' TERM\nsetsid sleep 4242.1 & \nsleep 4242.2 &\necho up\nwait\n"
+    site.put("factory", **last(text))
+    pilot = subprocess.Popen(
+        site.command(parameters={"GLIDEIN_Failure_Delay": "30"}), cwd=site.worker, env=clean(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert pilot.stdout
+    for line in pilot.stdout:
+        if line == "up\n":
+            break
+    else:
+        pytest.fail("the pilot ended before its last script was up")
+    started = time.monotonic()
+    pilot.send_signal(getattr(signal, f"SIG{name}"))
+    rest = pilot.stdout.read()
+    assert pilot.wait(20) != 0
+    assert time.monotonic() - started < 10, "a pilot that was told to stop held its node"
+    assert "stopping" in rest
+    assert list(site.worker.iterdir()) == []
+    done = subprocess.run(["pgrep", "-f", "sleep 4242"], capture_output=True, text=True, check=False)
+    assert done.stdout == "", rest
+
+
+def test_a_failed_pilot_holds_the_node(site: Site) -> None:
+    spoil(site.real("factory", "first"))
+    started = time.monotonic()
+    done = site.pilot(parameters={"GLIDEIN_Failure_Delay": "2"})
+    assert done.returncode == 1
+    assert time.monotonic() - started >= 2
+    assert "keeping this node busy for 2 s" in done.stderr
+
+
+def test_an_earlier_run_of_the_same_directory_is_not_touched(site: Site) -> None:
+    (site.worker / "glide_other").mkdir()
+    done = subprocess.run(site.command(), cwd=site.worker, env=clean(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in site.worker.iterdir()] == ["glide_other"]
