@@ -89,16 +89,16 @@ class Authority:
         self.revoked.append(credential.chain.end_entity.serial_number)
         self.publish()
 
-    def issue(self, dn: str, *, extensions=None, **options) -> Credential:
-        """An end entity: a host when the CN has a dot, otherwise a person or service."""
-        key, host = rsa_key(), dn.rpartition("=")[2]
+    def issue(self, dn: str, *, host: str | None = None, extensions=None, **options) -> Credential:
+        """An end entity; `host`: the DNS name of a host certificate."""
+        key = rsa_key()
         if extensions is None:
             extensions = [
                 (x509.BasicConstraints(ca=False, path_length=None), True),
                 (usage(digital_signature=True, key_encipherment=True, data_encipherment=True), True),
-                (x509.ExtendedKeyUsage([Eku.SERVER_AUTH, Eku.CLIENT_AUTH] if "." in host else [Eku.CLIENT_AUTH]), False),
+                (x509.ExtendedKeyUsage([Eku.CLIENT_AUTH, *([Eku.SERVER_AUTH] if host else [])]), False),
             ]
-            if "." in host:
+            if host:
                 extensions.append((x509.SubjectAlternativeName([x509.DNSName(host)]), False))
         certificate = sign(name(dn), self.name, key, self.key, extensions=extensions, **options)
         return Credential(Chain((certificate,)), key)

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from pilotbed.glidein import stage
 from pilotbed.glidein.arguments import CODES, encode, pilot_arguments
 from pilotbed.glidein.stage import Attribute, Staged, StageError, Tree, main, publish, render, stamped
@@ -70,7 +69,8 @@ def test_the_argument_sign_is_the_digest_of_the_signature_file() -> None:
 def test_every_file_of_an_area_is_signed() -> None:
     for area in stage.build(frontend()).areas.values():
         (signature,) = [name for name in area.files if name.startswith("signature.")]
-        signed = dict(reversed(line.split("  ")) for line in area.files[signature].decode().splitlines())
+        lines = area.files[signature].decode().splitlines()
+        signed = {name: digest for digest, name in (line.split("  ") for line in lines)}
         assert set(signed) == set(area.files) - {signature}
         for name, digest in signed.items():
             assert digest == hashlib.sha256(area.files[name]).hexdigest(), name
@@ -260,7 +260,7 @@ def test_the_packed_condor_is_small_and_reproducible() -> None:
 
 
 def test_without_condor_the_remedy_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match='install.*condor = "none"'):
+    with pytest.raises(StageError, match=r'install.*condor = "none"'):
         stage.host_condor(tmp_path)
 
 
@@ -281,7 +281,7 @@ def decode(word: str) -> str:
 @pytest.mark.parametrize(
     "value",
     [
-        "central.grid.test:9618", 'TRUE && (Owner == "a b") || x =!= [1,2]', ".dot,", ".nbsp", ",.dot", "$(id) `id` ; #",
+        "central.grid.test:9618", 'TRUE && (Owner == "a b") || x =!= [1,2]', ".dot,", ".nbsp", ",.dot", "$(id) `id`;#",
         "".join(CODES), "ü\\n", ".zzz,", "a..b,,c", "*", "@", ".@,.*,",
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 # Facts of the account that runs, which the account that wrapped must not overwrite.
 ACCOUNTS_OWN = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "X509_USER_PROXY", "_CONDOR_WRAPPER_ERROR_FILE", "_"})
@@ -30,14 +31,23 @@ def unwrap(wrapped: str) -> dict[bytes, bytes]:
         entries = file.read(LARGEST + 1)
     if len(entries) > LARGEST:
         raise ValueError(f"more than {LARGEST} bytes")
-    pairs = (entry.split(b"=", 1) for entry in entries.split(b"\0") if b"=" in entry[1:])
     own = {name.encode() for name in ACCOUNTS_OWN}
-    return {name: value for name, value in pairs if name not in own and not name.startswith(b"GLEXEC_")}
+    return {name: value for name, value in _parsed(entries).items() if name not in own and not name.startswith(b"GLEXEC_")}
+
+
+def _parsed(entries: bytes) -> dict[bytes, bytes]:
+    pairs = (entry.split(b"=", 1) for entry in entries.split(b"\0") if b"=" in entry[1:])
+    return {name: value for name, value in pairs}
+
+
+def _own() -> dict[bytes, bytes]:
+    """Return the environment that this program was started with: ``os.environb`` has LC_CTYPE added by Python (PEP 538)."""
+    return _parsed(Path("/proc/self/environ").read_bytes())
 
 
 def wrap_main() -> int:
     """Print the own environment, wrapped."""
-    print(wrap(os.environb))
+    print(wrap(_own()))
     return 0
 
 
@@ -49,7 +59,7 @@ def unwrap_main() -> int:
     if not command:
         print("usage: glexec_unwrapenv -- command [argument...]", file=sys.stderr)
         return 126
-    environment = dict(os.environb)
+    environment = _own()
     try:
         environment |= unwrap(environment.pop(b"GLEXEC_ENV", b"").decode()) if b"GLEXEC_ENV" in environment else {}
         os.execvpe(command[0], command, environment)

@@ -23,7 +23,9 @@ def encode(value: str) -> str:
         ValueError: the value is empty or has a control character; neither has a code.
     """
     if not value or not value.isprintable():
-        raise ValueError(f"parameter value {value!r}: an empty value or a control character cannot be passed to a pilot")
+        raise ValueError(
+            f"parameter value {value!r}: an empty value or a control character cannot be passed to a pilot"
+        )
     return "".join(f".{CODES[character]}," if character in CODES else character for character in value)
 
 

@@ -6,7 +6,7 @@ Configuration of a factory (everything not marked optional is required)::
 
     kind = "factory"
     web = "http://factory.grid.test/stage"   # URL of DIR
-    keep_days = 30                  # optional: how long a file stays that no list names any more (queued pilots need it)
+    keep_days = 30                  # optional: how long files stay that no list names any more (queued pilots!)
     condor = "host"                 # optional: "host" packs the installed condor package; "none"; or a .tar.gz
 
     [attrs]                         # optional: attributes of every entry
@@ -39,11 +39,10 @@ Attributes that pilots understand: docs/glidein.md. Any area (top level, an entr
     [[files]]                       # or [[entries.alpha.files]], [[groups.main.files]]
     name = "check_software.sh"      # its name on the worker
     source = "/etc/pilotbed/check_software.sh"
-    type = "exec"                   # optional: regular (default), nocache, exec, exec:s, untar, wrapper, config:c
+    type = "exec"                   # optional: regular (default), nocache, exec, untar, wrapper, config:c
     list = "file_list"              # optional: file_list (default), after_file_list, preentry_file_list ...
     condition = "TRUE"              # optional: TRUE (default), or a variable of the pilot that must be 1
     output = "FALSE"                # optional: a variable that receives the file's path
-    period = 0                      # optional: seconds
     directory = ""                  # untar: directory it is unpacked to
 
 ``DIR/manifest.json`` is written last and says what to hand to a pilot::
@@ -84,8 +83,8 @@ DAY = 86400
 LISTS = (
     "file_list", "at_file_list", "precvmfs_file_list", "after_file_list", "preentry_file_list",
     "aftergroup_preentry_file_list", "aftergroup_file_list",
-)
-TYPES = ("regular", "nocache", "exec", "exec:s", "untar", "wrapper", "config:c")
+)  # fmt: skip
+TYPES = ("regular", "nocache", "exec", "untar", "wrapper", "config:c")
 
 #: What a pilot runs of HTCondor: path below /usr on a Debian host -> path in the tarball.
 CONDOR = {
@@ -95,7 +94,7 @@ CONDOR = {
     "sbin/condor_procd": "sbin/condor_procd",
     "libexec/condor/condor_shared_port": "libexec/condor_shared_port",
     "libexec/condor/condor_chirp": "libexec/condor_chirp",
-    "bin/condor_config_val": "bin/condor_config_val",
+    "libexec/condor/condor_gpu_discovery": "libexec/condor_gpu_discovery",  # without it the startd does not start
 }
 #: Shared libraries of every Debian system (apt and dpkg need them): taken from the worker, as its security updates are.
 NODE_LIBRARIES = frozenset({
@@ -125,7 +124,6 @@ class Staged:
         list: one of ``LISTS``.
         condition: ``TRUE``, or the pilot's variable that must be 1 for the file to be fetched.
         output: ``FALSE``, or the pilot's variable that receives the path.
-        period: seconds between runs; 0 runs once.
     """
 
     name: str
@@ -134,13 +132,12 @@ class Staged:
     list: str = "file_list"
     condition: str = "TRUE"
     output: str = "FALSE"
-    period: int = 0
 
     def line(self) -> str:
-        """Return the file's line: target, real name, type, period, prefix, condition, output."""
+        """Return the file's line: target, real name, type, period (0: once), prefix, condition, output."""
         return "\t".join([
-            self.name, stamped(self.name, self.content), self.type, str(self.period), "GLIDEIN_PS_",
-            self.condition, self.output,
+            self.name, stamped(self.name, self.content), self.type, "0", "GLIDEIN_PS_", self.condition,
+            self.output,
         ])  # fmt: skip
 
 
@@ -180,7 +177,7 @@ class Attribute:
                 found = cls(str(value), "I")
             case str():
                 found = cls(value, "S")
-            case {"expr": str(expression)} if len(value) == 1:
+            case {"expr": str(expression), **rest} if not rest:
                 found = cls(expression, "C")
             case _:
                 raise StageError(f'attribute {name}: {value!r} is not a string, number, boolean or {{expr = "..."}}')
@@ -199,7 +196,9 @@ def stamped(name: str, content: bytes) -> str:
     return f"{stem}.{hashlib.sha256(content).hexdigest()[:12]}{dot}{suffix}"
 
 
-def attribute_files(attributes: Mapping[str, Attribute], known: Iterable[str], list_: str = "file_list") -> list[Staged]:
+def attribute_files(
+    attributes: Mapping[str, Attribute], known: Iterable[str], list_: str = "file_list"
+) -> list[Staged]:
     """Return the files that hand an area's attributes to the pilot.
 
     Args:
@@ -211,7 +210,9 @@ def attribute_files(attributes: Mapping[str, Attribute], known: Iterable[str], l
     constants = "".join(f"{name}\t{attribute.text}\n" for name, attribute in sorted(attributes.items()))
     known = frozenset(known)
     variables = "".join(
-        f"{name}\t{attribute.type}\t-\t+\tN\tY\t-\n" for name, attribute in sorted(attributes.items()) if name not in known
+        f"{name}\t{attribute.type}\t-\t+\tN\tY\t-\n"
+        for name, attribute in sorted(attributes.items())
+        if name not in known
     )
     return [
         Staged("constants.cfg", constants.encode(), list=list_, output="CONSTS_FILE"),
@@ -299,7 +300,7 @@ def check_staged(file: Staged) -> None:
     """Refuse what the pilot would refuse, or could not read.
 
     Raises:
-        StageError: a name, type, list, condition, output or period is not possible.
+        StageError: a name, type, list, condition or output is not possible.
     """
     for what, value, fine in (
         ("name", file.name, _NAME.fullmatch(file.name)),
@@ -307,7 +308,6 @@ def check_staged(file: Staged) -> None:
         ("list", file.list, file.list in LISTS),
         ("condition", file.condition, _VARIABLE.fullmatch(file.condition)),
         ("output", file.output, _VARIABLE.fullmatch(file.output)),
-        ("period", file.period, file.period >= 0),
     ):
         if not fine:
             raise StageError(f"file {file.name}: {what} {value!r} is not possible")
@@ -368,7 +368,7 @@ def build(config: Mapping[str, Any]) -> Tree:
         files, loose, extra = factory_main(own, known, str(config.get("condor", "host")))
         tree.areas[""] = render([*files, *extra_files(config, "configuration")], extra, loose)
     else:
-        # The frontend's attributes come before the entry's, so that where both say something the site has the last word.
+        # The frontend's attributes come before the entry's: where both say something, the site has the last word.
         files = [*attribute_files(own, known, "preentry_file_list"), *pool_files(config["pool"], "preentry_file_list")]
         tree.areas[""] = render([*files, *extra_files(config, "configuration")])
     tree.manifest = {"web": config["web"], "signtype": SIGNTYPE, "main": tree.areas[""].manifest(), part: {}}
@@ -431,7 +431,7 @@ def extra_files(table: Mapping[str, Any], where: str) -> list[Staged]:
     directories = []
     for file in table.get("files", []):
         check_keys(f"{where}.files", file, {"name", "source"},
-                   {"type", "list", "condition", "output", "period", "directory"})  # fmt: skip
+                   {"type", "list", "condition", "output", "directory"})  # fmt: skip
         fields = {key: value for key, value in file.items() if key not in ("source", "directory")}
         staged = Staged(content=read(Path(file["source"]), f"{where}.files"), **fields)
         if staged.type == "untar":
@@ -568,7 +568,9 @@ def retire(tree: Tree, out: Path, keep: float, now: float) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line of ``pilotbed-stage``."""
-    parser = argparse.ArgumentParser(prog="pilotbed-stage", description="Build the web stage area that pilots fetch from.")
+    parser = argparse.ArgumentParser(
+        prog="pilotbed-stage", description="Build the web stage area that pilots fetch from."
+    )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.toml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory that the web server shows")
     options = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pilotbed.relay import Traffic, event, join, log_to_stderr, prepare, reset, write_durably
 from pilotbed.relay.protocol import (
@@ -293,12 +293,12 @@ async def _main(settings: Settings) -> int:
     return await agent.run()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; exit codes: 0 stopped by a signal, 2 usage, 3 refused for good."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; exits, as a zipapp's start-up drops a returned code: 0 stopped, 2 usage, 3 refused for good."""
     settings = parse(arguments)
     log_to_stderr()
-    return asyncio.run(_main(settings))
+    sys.exit(asyncio.run(_main(settings)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """The relay's server: gives dedicated ports to agents, and carries what comes to them. A thin asyncio shell.
 
-Decisions are made elsewhere: `protocol` (what may be said), `leases` (who gets which port), `pilotbed.x509` (who is who).
+Decisions are made elsewhere: `protocol` (what may be said), `leases` (who gets which port), `x509` (who is who).
 """
 
 import argparse
@@ -47,6 +47,7 @@ from pilotbed.relay.protocol import (
     State,
     read_preface,
 )
+from pilotbed.relay.tls import TlsSocket
 from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore
 
 PATIENCE = 10.0  # seconds for a connection to say what it is, and for its TLS handshake
@@ -61,13 +62,14 @@ class Control:
     """An agent's control connection."""
 
     connection: Connection
-    writer: asyncio.StreamWriter
+    tls: TlsSocket
     peer: str
+    task: asyncio.Task[None] | None
 
     def say(self, frame: Frame) -> None:
         """Send a frame if it may be sent now."""
-        if (self.connection.state, Side.RELAY, type(frame)) in TRANSITIONS and not self.writer.is_closing():
-            self.writer.write(self.connection.send(frame, time.monotonic()))
+        if (self.connection.state, Side.RELAY, type(frame)) in TRANSITIONS:
+            self.tls.write(self.connection.send(frame, time.monotonic()))
 
 
 @dataclass(eq=False)
@@ -194,10 +196,13 @@ class Relay:
         """Tell the agents to come back, and close everything; leases stay on disk."""
         if self._control:
             self._control.close()
+        farewells = []
         for port in self.ports.values():
             if port.control:
                 self._refuse(port.control, Refusal("stopping", "the relay stops"), counted=False)
+                farewells.append(port.control.task)
             self._close(port)
+        await asyncio.gather(*filter(None, farewells), return_exceptions=True)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -270,11 +275,10 @@ class Relay:
             try:
                 async with asyncio.timeout(PATIENCE):
                     await readable(sock)
-                tls = sock.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE
-                if tls:
-                    reader, writer = await self._handshake(sock)
+                if sock.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+                    tls, stream = TlsSocket(sock, self._context()), None
                 else:
-                    stream = await self._redeem(sock)
+                    tls, stream = None, await self._redeem(sock)
             except (Refusal, OSError, TimeoutError) as error:
                 self._count(_code(error), _reason(error), peer=peer)
                 reset(sock)
@@ -283,22 +287,13 @@ class Relay:
                 sock.close()
                 raise
             if tls:
-                await self._serve(reader, writer, peer, greeting)
-            else:
+                await self._serve(tls, peer, greeting)
+            elif stream:
                 greeting.close()
                 await self._carry(stream, sock)
 
     def _greeted(self) -> None:
         self._greeting -= 1
-
-    async def _handshake(self, sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=64 * 1024)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol, sock, ssl=self._context(), ssl_handshake_timeout=PATIENCE, ssl_shutdown_timeout=2
-        )
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def _context(self) -> ssl.SSLContext:
         """TLS for agents; made anew when certificate or CA directory changed, because OpenSSL keeps what it read."""
@@ -330,28 +325,26 @@ class Relay:
 
     # -- an agent
 
-    async def _serve(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        peer: str,
-        greeting: contextlib.ExitStack,
-    ) -> None:
-        """A control connection from the first frame to its end."""
-        control = Control(Connection(Side.RELAY, time.monotonic(), self.config.heartbeat), writer, peer)
+    async def _serve(self, tls: TlsSocket, peer: str, greeting: contextlib.ExitStack) -> None:
+        """A control connection from TLS handshake to its end."""
+        control = Control(
+            Connection(Side.RELAY, time.monotonic(), self.config.heartbeat), tls, peer, asyncio.current_task()
+        )
         port: Port | None = None
         try:
-            while control.connection.state is not State.CLOSED:
-                deadline = control.connection.deadline()
+            async with asyncio.timeout(PATIENCE):
+                await tls.handshake()
+            while connection.state is not State.CLOSED:
+                deadline = connection.deadline()
                 pause = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
-                    data = await asyncio.wait_for(reader.read(65536), pause)
+                    data = await asyncio.wait_for(tls.read(), pause)
                 except TimeoutError:
-                    control.connection.due(time.monotonic())
+                    connection.due(time.monotonic())
                     continue
                 if not data:
                     break
-                for frame in control.connection.receive(data, time.monotonic()):
+                for frame in connection.receive(data, time.monotonic()):
                     if isinstance(frame, Register):
                         port = await self._register(frame, control)
                         greeting.close()
@@ -359,13 +352,13 @@ class Relay:
                         self._handle(frame, port, control)
         except Refusal as refusal:
             self._refuse(control, refusal, dn=port.lease.dn if port else None)
-        except OSError as error:
+        except (OSError, TimeoutError) as error:
             if port is None:
                 self._count(_code(error), _reason(error), peer=peer)
         finally:
             if port is not None and port.control is control:
                 self._lost(port)
-            await _close_writer(writer)
+            await tls.close()
 
     async def _register(self, frame: Register, control: Control) -> Port:
         chain = self._identify(frame, control)
@@ -403,7 +396,7 @@ class Relay:
         Python gives the peer's whole chain since 3.13 only, and OpenSSL neither knows our rules for revocation lists
         nor tells why; so the agent sends its chain again, and its first certificate must be the one that TLS proved.
         """
-        proven = control.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        proven = control.tls.peer_certificate
         try:
             certificates = [base64.b64decode(text, validate=True) for text in frame.chain]
             if certificates[0] != proven:
@@ -543,7 +536,8 @@ class Relay:
             self._count(refusal.code, refusal.reason, peer=control.peer, dn=dn)
         control.say(Refused(refusal.code, _line(refusal.reason), refusal.final))
         control.connection.state = State.CLOSED
-        control.writer.close()
+        if control.task and control.task is not asyncio.current_task():
+            control.task.cancel()  # it waits for frames, and closes behind itself
 
     def _count(self, code: str, reason: str, *, peer: str, dn: str | None = None) -> None:
         self.refusals[code] += 1
@@ -621,7 +615,9 @@ class Relay:
 
     async def _tell_status(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps(self.status(), indent=2).encode() + b"\n")
-        await _close_writer(writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def serve_metrics(relay: Relay, port: int) -> None:
@@ -657,12 +653,6 @@ def serve_metrics(relay: Relay, port: int) -> None:
     registry = CollectorRegistry()
     registry.register(Figures())
     start_http_server(port, addr="127.0.0.1", registry=registry)
-
-
-async def _close_writer(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(OSError, TimeoutError):
-        await asyncio.wait_for(writer.wait_closed(), 3)
 
 
 def _code(error: BaseException) -> str:

@@ -70,7 +70,8 @@ mapfile=$(gconfig_get GLIDECLIENT_X509_CONDORMAP)
 wrapper=
 if [[ -s $(gconfig_get WRAPPER_LIST) ]]; then
     wrapper=$local_dir/user_job_wrapper.sh
-    while read -r file; do cat "$file"; done <"$(gconfig_get WRAPPER_LIST)" >"$wrapper"
+    while read -r file; do cat "$file"; done <"$(gconfig_get WRAPPER_LIST)" |
+        sed "s|^glexec=.*|glexec=$(gconfig_get GLEXEC_BIN)|" >"$wrapper"
     chmod 755 "$wrapper"
 fi
 [[ $(gconfig_get GLEXEC_JOB) != True || -n $wrapper ]] || script_error Config "glexec is used, but there is no job wrapper"
@@ -173,6 +174,7 @@ ALLOW_OWNER = \$(GLIDEIN_Self)
 ALLOW_CONFIG =
 
 RunBenchmarks = False
+HIBERNATION_PLUGIN =
 ENABLE_URL_TRANSFERS = False
 STARTER_ALLOW_RUNAS_OWNER = False
 JOB_INHERITS_STARTER_ENVIRONMENT = False
@@ -243,7 +245,11 @@ for log in "$local_dir"/log/{MasterLog,StartLog,SharedPortLog,StarterLog*} "$loc
         printf '====\n\n'
     } >&2
 done
-[[ $status -eq 99 ]] && status=0 # DAEMON_SHUTDOWN came true
-if [[ $status -ne 0 ]]; then script_error WN_Resource "condor_master ended with code $status: $(
-    grep -h 'ERROR\|error' "$local_dir/log/MasterLog" 2>/dev/null | tail -n 1)"; fi
+[[ $status -ne 99 ]] || status=0 # DAEMON_SHUTDOWN came true
+# The master's comes true, too, where the startd has died.
+startd=$(grep -h 'The STARTD (pid [0-9]*) ' "$local_dir/log/MasterLog" 2>/dev/null | tail -n 1)
+if [[ $status -ne 0 || ! $startd =~ (^|"with status 0"|"with status 99")$ ]]; then
+    script_error WN_Resource "condor_master ended with code $status; $startd; $(
+        grep -h ERROR "$local_dir"/log/{MasterLog,StartLog} 2>/dev/null | tail -n 1)"
+fi
 script_ok

@@ -41,7 +41,7 @@ find_glexec() {
             [[ -x $candidate ]] && echo "$candidate" && return
         done
         ;;
-    *) [[ -x $1 ]] && echo "$1" ;;
+    *) [[ $1 =~ ^/[A-Za-z0-9/._-]+$ && -x $1 ]] && echo "$1" ;;
     esac
 }
 

@@ -1,0 +1,748 @@
+"""The relay as it is run: `pilotbed-relay` and its agent as processes, a CA of the test's own, evidence from `status`.
+
+      client ──▶ dedicated port ─[ relay ]◀─ control (TLS) ─[ agent ]──▶ target (a daemon, played by the test)
+                                          ◀─ one stream a client ─
+"""
+
+import base64
+import contextlib
+import datetime as dt
+import hashlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipapp
+from pathlib import Path
+
+import pilotbed
+import pki
+import pytest
+from cryptography.hazmat.primitives import serialization
+from pilotbed.relay.protocol import Connection, Open, Refused, Register, Registered, Side, encode, preface
+from pilotbed.x509 import make_proxy
+
+PILOT = "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=pilot"
+FRIEND = "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=friend"
+HOUR = dt.timedelta(hours=1)
+SOURCE = Path(pilotbed.__path__[0])
+
+
+def eventually(check, seconds=10.0, evidence=lambda: ""):
+    """The first true value of `check`; fails with `evidence` after `seconds`."""
+    until = time.monotonic() + seconds
+    while not (value := check()):
+        assert time.monotonic() < until, f"not in {seconds} s\n{evidence()}"
+        time.sleep(0.02)
+    return value
+
+
+def free_ports(count):
+    """Adjacent ports that nobody uses, below those that the kernel gives to clients."""
+    for first in range(20000 + os.getpid() % 9000, 32000, count):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return list(range(first, first + count))
+    raise AssertionError("no free ports")
+
+
+class Process:
+    """A program with its log in a file."""
+
+    def __init__(self, log, *command):
+        self.log = log
+        with log.open("ab") as file:
+            self.popen = subprocess.Popen([sys.executable, *map(str, command)], stdout=file, stderr=file)
+
+    def text(self):
+        return self.log.read_text()
+
+    def end(self, number=signal.SIGTERM):
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(10)
+
+    def exit_code(self):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.popen.wait(15)
+        raise AssertionError(f"still running\n{self.text()}")
+
+
+class Bed:
+    """A relay with everything around it; `config` may be changed before `start_relay`."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.ca = pki.Authority(directory / "certificates")
+        self.pilot = self.ca.issue(PILOT)
+        self.host = self.ca.issue("/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN=localhost", host="localhost")
+        self.host.save(directory / "host.pem")
+        control, metrics, *dedicated = free_ports(7)
+        self.control, self.metrics = control, metrics
+        self.config = {
+            "address": "127.0.0.1", "port": control, "public_address": "127.0.0.1",
+            "ports": [dedicated[0], dedicated[-1]], "metrics_port": 0,
+            "certificate": str(directory / "host.pem"), "key": str(directory / "host.pem"),
+            "ca_directory": str(directory / "certificates"), "authorized_dns": [PILOT, FRIEND],
+            "state": str(directory / "leases.json"), "status_socket": str(directory / "status.sock"),
+        }  # fmt: skip
+        self.agents = []
+        self.relay = None
+        self.sockets = contextlib.ExitStack()
+        # What the pilot stages, and nothing else; it runs without site-packages (-S), so standard library only.
+        staged = directory / "staged" / "pilotbed"
+        (staged / "relay").mkdir(parents=True)
+        for name in ("__init__.py", "relay/__init__.py", "relay/protocol.py", "relay/agent.py"):
+            (staged / name).write_bytes((SOURCE / name).read_bytes())
+        zipapp.create_archive(staged.parent, directory / "agent.pyz", main="pilotbed.relay.agent:main")
+
+    def start_relay(self):
+        # JSON's texts, numbers and lists are TOML's too.
+        file = self.directory / "relay.toml"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
+        launch = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay.server import main;"
+        self.relay = Process(self.directory / "relay.log", "-c", launch + "sys.exit(main())", "--config", file)
+        eventually(lambda: self.relay.popen.poll() is not None or self.status(), evidence=self.relay.text)
+        assert self.relay.popen.poll() is None, self.relay.text()
+
+    def status(self):
+        with socket.socket(socket.AF_UNIX) as sock:
+            try:
+                sock.connect(self.config["status_socket"])
+            except OSError:
+                return None
+            return json.loads(b"".join(iter(lambda: sock.recv(65536), b"")))
+
+    def proxy(self, lifetime=HOUR, credential=None, name="proxy"):
+        path = self.directory / name
+        make_proxy(credential or self.pilot, lifetime).save(path)
+        return path
+
+    def start_agent(self, target=None, proxy=None, name="agent", server=None, port=None):
+        arguments = ["--server", server or f"localhost:{self.control}", "--proxy", proxy or self.proxy(),
+                     "--cadir", self.ca.directory, "--state", self.state(name), "--pilot", name]  # fmt: skip
+        if target or port:
+            arguments += ["--target", f"127.0.0.1:{port or target.port}"]
+        agent = Process(self.directory / f"{name}.log", "-I", "-S", self.directory / "agent.pyz", *arguments)
+        self.agents.append(agent)
+        return agent
+
+    def state(self, name="agent"):
+        return self.directory / f"{name}.json"
+
+    def registered(self, name="agent"):
+        """The state file, once the relay says that this agent is connected."""
+        def logs():
+            return "\n".join(file.read_text() for file in self.directory.glob("*.log"))
+        eventually(lambda: (self.lease(name) or {}).get("state") == "connected", evidence=logs)
+        return json.loads(eventually(lambda: self.state(name).exists() and self.state(name).read_text()))
+
+    def lease(self, name="agent"):
+        status = self.status()
+        return next((lease for lease in (status or {}).get("leases", []) if lease["pilot"] == name), None)
+
+    def connect(self, name="agent"):
+        published = json.loads(self.state(name).read_text())
+        return self.sockets.enter_context(socket.create_connection((published["host"], published["port"]), 10))
+
+    def refused(self, code):
+        return ((self.status() or {}).get("refusals") or {}).get(code, 0)
+
+    def close(self):
+        self.sockets.close()
+        for process in [*self.agents, *filter(None, [self.relay])]:
+            process.end(signal.SIGKILL)
+
+
+class Target:
+    """A daemon: every connection is served by `behave(sock)` in a thread."""
+
+    def __init__(self, behave):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.behave = behave
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self.listener.accept()
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock):
+        with sock, contextlib.suppress(OSError):
+            self.behave(sock)
+
+
+def echo(sock):
+    while data := sock.recv(65536):
+        sock.sendall(data)
+
+
+def drain(sock):
+    return b"".join(iter(lambda: sock.recv(1 << 20), b""))
+
+
+@pytest.fixture
+def bed(tmp_path):
+    made = Bed(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def served(bed):
+    """A relay, an agent, and an echo service behind it."""
+    bed.start_relay()
+    bed.start_agent(Target(echo))
+    bed.registered()
+    return bed
+
+
+# -- bytes
+
+def test_bytes_both_ways_at_once(served):
+    data = os.urandom(20_000_000)
+    client = served.connect()
+    sender = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
+    sender.start()
+    assert hashlib.sha256(drain(client)).digest() == hashlib.sha256(data).digest()
+    sender.join()
+    eventually(lambda: served.lease()["streams"] == 0)
+    lease = served.lease()
+    assert (lease["bytes_inward"], lease["bytes_outward"], lease["streams_total"]) == (len(data), len(data), 1)
+
+
+def test_half_close_is_kept(bed):
+    """The target answers only when it has seen the end of the question."""
+    bed.start_relay()
+    bed.start_agent(Target(lambda sock: sock.sendall(hashlib.sha256(drain(sock)).hexdigest().encode())))
+    bed.registered()
+    client = bed.connect()
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert drain(client) == hashlib.sha256(b"question").hexdigest().encode()
+
+
+def test_target_that_speaks_first(bed):
+    bed.start_relay()
+    bed.start_agent(Target(lambda sock: sock.sendall(b"220 hello\r\n")))
+    bed.registered()
+    assert drain(bed.connect()) == b"220 hello\r\n"
+
+
+def test_back_pressure(bed):
+    """A target that does not read stops the client; nothing grows in between, nothing is lost."""
+    read = threading.Event()
+    bed.start_relay()
+    bed.start_agent(Target(lambda sock: (read.wait(30), sock.sendall(str(len(drain(sock))).encode()))))
+    bed.registered()
+    before = memory(bed.relay)
+    client = bed.connect()
+    client.setblocking(False)
+    sent, idle_since = 0, time.monotonic()
+    while time.monotonic() - idle_since < 0.5:
+        try:
+            sent += client.send(bytes(1 << 20))
+            idle_since = time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.01)
+        assert sent < 200_000_000
+    assert memory(bed.relay) - before < 20_000
+    read.set()
+    client.setblocking(True)
+    client.shutdown(socket.SHUT_WR)
+    assert int(drain(client)) == sent
+
+
+def memory(process):
+    """Resident kB."""
+    text = Path(f"/proc/{process.popen.pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0])
+
+
+def test_many_streams_side_by_side(served):
+    clients = [served.connect() for _ in range(50)]
+    for number, client in enumerate(clients):
+        client.sendall(b"%03d" % number)
+    assert [client.recv(3) for client in clients] == [b"%03d" % number for number in range(50)]
+    assert served.lease()["streams"] == 50
+
+
+def test_reset_is_passed_on(bed):
+    def abort(sock):
+        sock.recv(1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    bed.start_relay()
+    bed.start_agent(Target(abort))
+    bed.registered()
+    client = bed.connect()
+    client.sendall(b"x")
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_daemon_that_does_not_listen(bed):
+    bed.start_relay()
+    deaf = bed.sockets.enter_context(socket.socket())
+    deaf.bind(("127.0.0.1", 0))
+    bed.start_agent(port=deaf.getsockname()[1])
+    bed.registered()
+    with pytest.raises(ConnectionResetError):
+        bed.connect().recv(1)
+    assert "Connect call failed" in bed.status()["recent_refusals"][-1]["reason"]
+    assert bed.refused("target") == 1
+
+
+def test_default_target_is_the_dedicated_port_itself(bed):
+    """As HTCondor's shared port needs it; here the relay listens on 127.0.0.2, the daemon on 127.0.0.1."""
+    bed.config |= {"address": "127.0.0.2", "public_address": "127.0.0.2"}
+    bed.host = bed.ca.issue("/CN=localhost", host="localhost")
+    bed.start_relay()
+    # The relay's name has to lead to 127.0.0.2, for which 'localhost' does not do: so through a forwarder.
+    forward = Target(lambda sock: splice(sock, ("127.0.0.2", bed.control)))
+    bed.start_agent(server=f"localhost:{forward.port}")
+    port = bed.registered()["port"]
+    with socket.create_server(("127.0.0.1", port)) as daemon:
+        client = bed.connect()
+        daemon.settimeout(10)
+        sock, _ = daemon.accept()
+        with sock:
+            client.sendall(b"to the daemon")
+            assert sock.recv(100) == b"to the daemon"
+
+
+def splice(sock, address):
+    with socket.create_connection(address) as other:
+        back = threading.Thread(target=lambda: [sock.sendall(data) for data in iter(lambda: other.recv(65536), b"")])
+        back.start()
+        for data in iter(lambda: sock.recv(65536), b""):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+        back.join()
+
+
+# -- who may register
+
+def test_published_is_what_is_configured(served):
+    published = json.loads(served.state().read_text())
+    assert published.keys() == {"host", "port", "lease"}
+    assert published["host"] == served.config["public_address"]
+    assert served.config["ports"][0] <= published["port"] <= served.config["ports"][1]
+    assert served.state().stat().st_mode & 0o777 == 0o600
+    assert served.lease()["dn"] == PILOT
+
+
+def test_wrong_dn(bed):
+    bed.start_relay()
+    alice = bed.ca.issue("/DC=test/DC=grid/O=Gridlab/OU=People/CN=Alice Adams")
+    agent = bed.start_agent(proxy=bed.proxy(credential=alice))
+    assert agent.exit_code() == 3
+    assert "event=refused code=not_authorized" in agent.text()
+    assert bed.refused("not_authorized") == 1
+    assert bed.status()["leases"] == []
+
+
+def test_expired_proxy(bed):
+    bed.start_relay()
+    agent = bed.start_agent(proxy=bed.proxy(lifetime=-dt.timedelta(minutes=1)))
+    assert agent.exit_code() == 3
+    assert "certificate expired" in agent.text()
+    assert bed.status()["recent_refusals"][0]["reason"] == "certificate has expired"
+
+
+def test_revoked(bed):
+    bed.start_relay()
+    proxy = bed.proxy()
+    bed.ca.revoke(bed.pilot)  # while the relay runs
+    agent = bed.start_agent(proxy=proxy)
+    assert agent.exit_code() == 3
+    assert "certificate revoked" in agent.text()
+    assert bed.refused("bad_certificate") == 1
+
+
+def test_missing_revocation_list_refuses_until_it_is_there(bed):
+    bed.start_relay()
+    bed.ca.path("r0").unlink()
+    agent = bed.start_agent(Target(echo))
+    eventually(lambda: bed.refused("trust"), evidence=agent.text)
+    assert agent.popen.poll() is None
+    bed.ca.publish()
+    bed.registered()
+
+
+def test_wrong_ca(bed):
+    bed.start_relay()
+    stranger = pki.Authority(bed.directory / "other", "/O=Other/CN=CA").issue(PILOT)
+    agent = bed.start_agent(proxy=bed.proxy(credential=stranger))
+    assert agent.exit_code() == 3
+    assert bed.refused("tls") == 1
+
+
+def test_no_certificate(bed):
+    bed.start_relay()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(capath=bed.ca.directory)
+    with socket.create_connection(("127.0.0.1", bed.control)) as plain, pytest.raises(ssl.SSLError, match="required"):
+        context.wrap_socket(plain, server_hostname="localhost").recv(1)
+    eventually(lambda: bed.refused("tls"))
+    assert "did not return a certificate" in bed.status()["recent_refusals"][0]["reason"]
+
+
+def test_tls_1_2_is_refused(bed):
+    bed.start_relay()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(capath=bed.ca.directory)
+    context.load_cert_chain(bed.proxy())
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(("127.0.0.1", bed.control)) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname="localhost")
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1", "localhost"])
+def test_agent_refuses_an_impostor(bed, server):
+    """Another host's certificate (the address is not in ours), and a revoked one."""
+    bed.start_relay()
+    proxy = bed.proxy()
+    if server == "localhost":
+        bed.ca.revoke(bed.host)
+    agent = bed.start_agent(proxy=proxy, server=f"{server}:{bed.control}")
+    assert agent.exit_code() == 3
+    assert ("certificate revoked" if server == "localhost" else "IP address mismatch") in agent.text()
+
+
+# -- an agent of our own, to say what the real one never would
+
+class Scripted:
+    """An agent's control connection, step by step."""
+
+    def __init__(self, bed, credential=None):
+        credential = credential or make_proxy(bed.pilot, HOUR)
+        path = bed.directory / "scripted.pem"
+        credential.save(path)
+        self.chain = tuple(base64.b64encode(c.public_bytes(serialization.Encoding.DER)).decode()
+                           for c in credential.chain.certificates)  # fmt: skip
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(capath=bed.ca.directory)
+        context.load_cert_chain(path)
+        plain = socket.create_connection(("127.0.0.1", bed.control), 10)
+        self.sock = bed.sockets.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+        self.connection = Connection(Side.AGENT, 0)
+        self.frames = []
+
+    def say(self, frame):
+        self.sock.sendall(self.connection.send(frame, 0))
+
+    def hear(self):
+        while not self.frames:
+            data = self.sock.recv(65536)
+            assert data, "the relay hung up"
+            self.frames += self.connection.receive(data, 0)
+        return self.frames.pop(0)
+
+    def register(self, chain=None, lease=None):
+        self.say(Register(1, chain or self.chain, "scripted", lease))
+        return self.hear()
+
+
+def stream(bed, token):
+    sock = bed.sockets.enter_context(socket.create_connection(("127.0.0.1", bed.control), 10))
+    sock.sendall(preface(token))
+    return sock
+
+
+def test_chain_of_somebody_else(bed):
+    """TLS proved one certificate; the first frame shows another's."""
+    bed.start_relay()
+    friend = make_proxy(bed.ca.issue(FRIEND), HOUR)
+    borrowed = Scripted(bed).chain
+    answer = Scripted(bed, friend).register(chain=borrowed)
+    assert (answer.code, answer.final) == ("bad_certificate", True)
+    assert "does not start with the certificate of the TLS connection" in answer.reason
+
+
+@pytest.mark.parametrize(("wire", "code"), [
+    (encode(Register(1, ("AAAA",), "p", None)).replace(b'"version":1', b'"version":2'), "bad_version"),
+    (b"\0\0\0\x11" + b'{"frame":"bogus"}', "bad_frame"),
+    (b"\xff" * 8, "bad_frame"),
+    (encode(Refused("trust", "me", False)), "bad_frame"),
+])  # fmt: skip
+def test_unknown_frames_and_versions_get_a_reason(bed, wire, code):
+    bed.start_relay()
+    agent = Scripted(bed)
+    agent.sock.sendall(wire)
+    data = b"".join(iter(lambda: agent.sock.recv(65536), b""))
+    assert json.loads(data[4:])["code"] == code
+    assert bed.refused(code) == 1
+
+
+def test_token_works_once(bed):
+    bed.start_relay()
+    agent = Scripted(bed)
+    lease = agent.register()
+    assert isinstance(lease, Registered)
+    client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
+    asked = agent.hear()
+    assert isinstance(asked, Open)
+    first = stream(bed, bytes.fromhex(asked.token))
+    first.sendall(b"hello")
+    assert client.recv(5) == b"hello"
+    with pytest.raises(ConnectionResetError):
+        stream(bed, bytes.fromhex(asked.token)).recv(1)
+    with pytest.raises(ConnectionResetError):
+        stream(bed, os.urandom(32)).recv(1)
+    assert bed.refused("bad_token") == 2
+    client.sendall(b"still there")
+    assert first.recv(11) == b"still there"
+
+
+def test_token_dies_of_age(bed):
+    bed.start_relay()
+    agent = Scripted(bed)
+    lease = agent.register()
+    client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 20))
+    token = bytes.fromhex(agent.hear().token)
+    began = time.monotonic()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    assert 9 < time.monotonic() - began < 13
+    with pytest.raises(ConnectionResetError):
+        stream(bed, token).recv(1)
+    assert (bed.refused("stream_timeout"), bed.refused("bad_token")) == (1, 1)
+
+
+def test_not_our_protocol(bed):
+    bed.start_relay()
+    sock = bed.sockets.enter_context(socket.create_connection(("127.0.0.1", bed.control), 10))
+    sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        assert sock.recv(1) == b""
+    assert eventually(lambda: bed.refused("bad_frame")) == 1
+
+
+def test_another_dn_cannot_take_a_lease(served):
+    lease = json.loads(served.state().read_text())["lease"]
+    friend = make_proxy(served.ca.issue(FRIEND), HOUR)
+    assert Scripted(served, friend).register(lease=lease).code == "lease_unknown"
+    own = Scripted(served).register(lease=lease)  # control: the same frame from the right DN does
+    assert own.port == json.loads(served.state().read_text())["port"]
+
+
+def test_nothing_secret_is_logged(served):
+    client = served.connect()
+    client.sendall(b"x")
+    client.recv(1)
+    client.close()
+    agent = Scripted(served)
+    lease = agent.register()
+    knock = served.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
+    token = agent.hear().token
+    knock.close()
+    assert "event=stream" in eventually(lambda: "event=stream" in served.relay.text() and served.relay.text())
+    seen = served.relay.text() + served.agents[0].text() + json.dumps(served.status())
+    assert lease.lease not in seen
+    assert json.loads(served.state().read_text())["lease"] not in seen
+    assert token not in seen
+    assert Path(served.config["state"]).stat().st_mode & 0o777 == 0o600
+
+
+# -- leases
+
+def works(bed):
+    client = bed.connect()
+    client.sendall(b"ping")
+    return client.recv(4) == b"ping"
+
+
+def test_same_port_after_the_agent_was_killed(served):
+    before = json.loads(served.state().read_text())
+    target = Target(echo)
+    served.agents[0].end(signal.SIGKILL)
+    eventually(lambda: served.lease()["state"] == "waiting")
+    served.start_agent(target)
+    assert served.registered() == before
+    assert works(served)
+
+
+def test_same_port_after_the_relay_was_killed(served):
+    before = json.loads(served.state().read_text())
+    assert works(served)
+    served.relay.end(signal.SIGKILL)
+    served.start_relay()
+    assert served.lease()["state"] in ("waiting", "connected")
+    assert served.registered() == before
+    assert works(served)
+
+
+def test_same_port_after_the_relay_was_stopped(served):
+    before = json.loads(served.state().read_text())
+    assert served.relay.end() == 0
+    served.start_relay()
+    assert served.registered() == before
+    assert "code=stopping" in served.agents[0].text()
+
+
+def test_client_waits_for_an_agent_that_comes_back(served):
+    served.agents[0].end(signal.SIGKILL)
+    eventually(lambda: served.lease()["state"] == "waiting")
+    client = served.connect()
+    client.sendall(b"patience")
+    served.start_agent(Target(echo))
+    assert client.recv(8) == b"patience"
+
+
+def test_stopped_agent_gives_its_port_back(served):
+    port = served.lease()["port"]
+    assert served.agents[0].end() == 0
+    eventually(lambda: served.lease() is None)
+    assert not served.state().exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    assert json.loads(Path(served.config["state"]).read_text())["leases"] == []
+
+
+def test_grace_ends(bed):
+    bed.config["grace"] = 1
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo))
+    bed.registered()
+    agent.end(signal.SIGKILL)
+    eventually(lambda: bed.lease() is None)
+    bed.start_agent(Target(echo))  # finds an old state file, is told that the lease has ended, takes a new one
+    bed.registered()
+    assert bed.refused("lease_unknown") == 1
+
+
+def test_range_exhausted(bed):
+    bed.config["ports"] = bed.config["ports"][:1] * 2
+    bed.start_relay()
+    bed.start_agent(Target(echo), name="first")
+    bed.registered("first")
+    second = bed.start_agent(Target(echo), name="second")
+    assert second.exit_code() == 3
+    assert "code=range_exhausted" in second.text()
+    assert not bed.state("second").exists()
+    assert bed.refused("range_exhausted") == 1
+
+
+def test_limit_per_dn(bed):
+    bed.config["leases_per_dn"] = 1
+    bed.start_relay()
+    bed.start_agent(Target(echo), name="first")
+    bed.registered("first")
+    assert bed.start_agent(Target(echo), name="second").exit_code() == 3
+    assert bed.refused("too_many_leases") == 1
+    bed.start_agent(Target(echo), name="third", proxy=bed.proxy(credential=bed.ca.issue(FRIEND), name="friend"))
+    bed.registered("third")
+
+
+def test_port_that_something_else_uses_is_passed_over(bed):
+    bed.sockets.enter_context(socket.create_server(("127.0.0.1", bed.config["ports"][0])))
+    bed.start_relay()
+    bed.start_agent(Target(echo))
+    assert bed.registered()["port"] == bed.config["ports"][0] + 1
+
+
+def test_lease_ends_with_its_proxy(bed):
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo), proxy=bed.proxy(dt.timedelta(seconds=6)))
+    bed.registered()
+    client = bed.connect()
+    client.sendall(b"x")
+    assert client.recv(1) == b"x"
+    assert agent.exit_code() == 3
+    assert "code=proxy_expired" in agent.text()
+    with contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+    assert bed.lease() is None
+
+
+def test_renewed_proxy_renews_the_lease(bed):
+    bed.config["heartbeat"] = 1
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=bed.proxy())
+    before = bed.registered()
+    expires = bed.lease()["expires"]
+    client = bed.connect()
+    client.sendall(b"x")
+    assert client.recv(1) == b"x"
+    bed.proxy(2 * HOUR)
+    eventually(lambda: bed.lease()["expires"] > expires + 3000)
+    assert bed.registered() == before
+    client.sendall(b"y")
+    assert client.recv(1) == b"y"
+
+
+def test_streams_per_lease(bed):
+    bed.config["streams_per_lease"] = 2
+    bed.start_relay()
+    bed.start_agent(Target(echo))
+    bed.registered()
+    held = [bed.connect() for _ in range(2)]
+    for client in held:
+        client.sendall(b"x")
+        client.recv(1)
+    with pytest.raises(ConnectionResetError):
+        bed.connect().recv(1)
+    assert bed.refused("too_many_streams") == 1
+    held[0].close()
+    eventually(lambda: bed.lease()["streams"] == 1)
+    assert works(bed)
+
+
+# -- running it
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"colour": "red"}, "unknown: colour"),
+    ({"ports": [41000]}, "[41000] is not tuple"),
+    ({"ports": [1, 2]}, "not a range"),
+    ({"port": "x"}, "'x' is not int"),
+    ({"authorized_dns": ["CN=pilot,O=x"]}, "slash form"),
+    ({"key": "/nowhere"}, "No such file"),
+])  # fmt: skip
+def test_bad_configuration_is_named(bed, change, words):
+    bed.config |= change
+    with pytest.raises(AssertionError, match="pilotbed-relay: "):
+        bed.start_relay()
+    assert words in bed.relay.text()
+    assert bed.relay.exit_code() == 1
+
+
+def test_damaged_state_is_not_overwritten(bed):
+    state = Path(bed.config["state"])
+    state.write_text("{")
+    with pytest.raises(AssertionError, match="repair it, or remove it"):
+        bed.start_relay()
+    assert state.read_text() == "{"
+
+
+def test_status_command(served):
+    command = [sys.executable, "-m", "pilotbed.relay.server", "status", "--config", served.directory / "relay.toml"]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}
+    asked = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(asked.stdout)["leases"][0]["pilot"] == "agent"
+    served.relay.end()
+    asked = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (asked.returncode, "does the relay run?" in asked.stderr) == (1, True)
+
+
+def test_metrics(bed):
+    pytest.importorskip("prometheus_client")
+    bed.config["metrics_port"] = bed.metrics
+    bed.start_relay()
+    bed.start_agent(Target(echo))
+    bed.registered()
+    assert works(bed)
+    with urllib.request.urlopen(f"http://127.0.0.1:{bed.metrics}/metrics") as answer:
+        text = answer.read().decode()
+    assert 'pilotbed_relay_leases{state="connected"} 1.0' in text
+    assert "pilotbed_relay_streams_total 1.0" in text
+    assert 'pilotbed_relay_refusals_total{code="not_authorized"} 0.0' in text
