@@ -603,6 +603,8 @@ def test_stopped_agent_gives_its_port_back(served):
     port = served.lease()["port"]
     assert served.agents[0].end() == 0
     eventually(lambda: served.lease() is None)
+    (ended,) = served.status()["ended_leases"]
+    assert (ended["port"], ended["state"]) == (port, "released")
     assert not served.state().exists()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))

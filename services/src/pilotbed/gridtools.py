@@ -15,6 +15,21 @@ class ToolError(Exception):
     """A tool that failed; the message holds its name and its last lines, never a key."""
 
 
+def own_copy(path: Path, directory: Path) -> Path:
+    """Copy a key or proxy into ``directory`` with mode 0600 and return where it is.
+
+    systemd hands credentials over with an access list (0440): the grid's tools call such a key insecure and say only
+    "Couldn't find valid credentials to generate a proxy".
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    copy = directory / path.name
+    with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(path.read_text())
+    return copy
+
+
 def run(command: Sequence[str | Path], environment: Mapping[str, str | Path]) -> str:
     """Run ``command`` with ``environment`` added to ours and return what it printed.
 

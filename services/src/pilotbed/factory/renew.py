@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilotbed.gridtools import ToolError, run
+from pilotbed.gridtools import ToolError, own_copy, run
 from pilotbed.proxy import Proxy, ProxyError
 from pilotbed.service import event, set_up_logging, write_file
 
@@ -52,8 +52,11 @@ class Renewal:
         """
         with tempfile.TemporaryDirectory(prefix="renew") as directory:
             plain, full = Path(directory, "plain.pem"), Path(directory, "voms.pem")
-            host = {"X509_USER_CERT": self.host_certificate, "X509_USER_KEY": self.host_key}
-            whose = ["-s", self.server, "-a", str(old), "-d", "-n", "-k", self.credential]
+            host = {
+                "X509_USER_CERT": own_copy(self.host_certificate, Path(directory)),
+                "X509_USER_KEY": own_copy(self.host_key, Path(directory)),
+            }
+            whose = ["-s", self.server, "-a", str(own_copy(old, Path(directory))), "-d", "-n", "-k", self.credential]
             run(["myproxy-logon", *whose, "-o", str(plain), "-t", str(self.hours)], host)
             # A credential in MyProxy has no VOMS attributes: they end after a day at the latest.
             what = ["-voms", self.voms, "-valid", f"{self.hours}:00"]

@@ -12,8 +12,8 @@ from pilotbed.protocol.ads import Client, check_name
 #: What a job says of the sites it wants: DESIRED_Sites, a list in a string; without it any site will do.
 DEFAULT_MATCH = "MY.DESIRED_Sites =?= undefined || stringListIMember(TARGET.GLIDEIN_Site, MY.DESIRED_Sites)"
 
-#: Jobs that a pilot can run for their owner: vanilla, with a proxy for gLExec to switch by. Not x509userproxysubject: the
-#: schedd leaves that out of the first job of an owner ("ReadProxyFileIntoAd ... Failed to switch to user priv").
+#: Jobs that a pilot can run for their owner: vanilla, with a proxy for gLExec to switch by. Not x509userproxysubject:
+#: the schedd leaves that out of the first job of an owner ("ReadProxyFileIntoAd ... Failed to switch to user priv").
 DEFAULT_JOBS = "JobUniverse == 5 && x509userproxy =!= undefined"
 
 

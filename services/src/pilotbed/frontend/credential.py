@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pilotbed.gridtools import ToolError, run
+from pilotbed.gridtools import ToolError, own_copy, run
 from pilotbed.proxy import Proxy, ProxyError
 from pilotbed.service import event, set_up_logging, write_file
 
@@ -65,7 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given.is_absolute():
         _log.error("CREDENTIALS_DIRECTORY is not set: start this as pilotbed-pilot-credential.service")
         return 2
-    certificate, key = given / "cert.pem", given / "key.pem"
+    with tempfile.TemporaryDirectory(prefix="pilot") as directory:
+        try:
+            certificate, key = (own_copy(given / name, Path(directory)) for name in ("cert.pem", "key.pem"))
+        except OSError as error:
+            _log.error(event("no-certificate", why=error))
+            return 1
+        return _make_and_store(options, certificate, key)
+
+
+def _make_and_store(options: argparse.Namespace, certificate: Path, key: Path) -> int:
     failed = False
     try:
         pem = make_proxy(certificate, key, options.voms, options.hours)

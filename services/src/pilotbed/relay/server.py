@@ -157,6 +157,7 @@ class Relay:
         self.streams_total = 0
         self.refusals: Counter[str] = Counter()
         self.recent: deque[dict[str, object]] = deque(maxlen=50)
+        self.ended: deque[dict[str, object]] = deque(maxlen=50)
         self.started = time.time()
         self._trust = TrustStore(config.ca_directory)
         self._tls: tuple[object, ssl.SSLContext] | None = None
@@ -327,9 +328,8 @@ class Relay:
 
     async def _serve(self, tls: TlsSocket, peer: str, greeting: contextlib.ExitStack) -> None:
         """A control connection from TLS handshake to its end."""
-        control = Control(
-            Connection(Side.RELAY, time.monotonic(), self.config.heartbeat), tls, peer, asyncio.current_task()
-        )
+        connection = Connection(Side.RELAY, time.monotonic(), self.config.heartbeat)
+        control = Control(connection, tls, peer, asyncio.current_task())
         port: Port | None = None
         try:
             async with asyncio.timeout(PATIENCE):
@@ -452,6 +452,7 @@ class Relay:
         lease = port.lease
         self.book.end(lease)
         self.ports.pop(lease.id, None)
+        self.ended.append(self._seen(port) | {"state": why, "ended": int(time.time())})
         self._close(port)
         self._spawn(self._save_later())
         event(
@@ -582,29 +583,14 @@ class Relay:
 
     def status(self) -> dict[str, Any]:
         """What `pilotbed-relay status` prints; holds no secret."""
-        leases = [
-            {
-                "lease": port.lease.label,
-                "dn": port.lease.dn,
-                "pilot": port.lease.pilot,
-                "port": port.lease.port,
-                "state": "connected" if port.control else "waiting",
-                "agent": port.control.peer if port.control else None,
-                "opened": int(port.lease.opened),
-                "expires": int(port.lease.expires),
-                "streams": len(port.streams),
-                "streams_total": port.total,
-                "bytes_inward": port.traffic.inward,
-                "bytes_outward": port.traffic.outward,
-            }
-            for port in self.ports.values()
-        ]
+        leases = [self._seen(port) for port in self.ports.values()]
         return {
             "started": int(self.started),
             "public_address": self.config.public_address,
             "ports": {"first": self.config.ports[0], "last": self.config.ports[1],
                       "free": len(self.config.range) - len(leases)},
             "leases": leases,
+            "ended_leases": list(self.ended),
             "streams": sum(len(port.streams) for port in self.ports.values()),
             "streams_total": self.streams_total,
             "bytes_inward": self.traffic.inward,
@@ -612,6 +598,23 @@ class Relay:
             "refusals": dict(self.refusals),
             "recent_refusals": list(self.recent),
         }  # fmt: skip
+
+    @staticmethod
+    def _seen(port: Port) -> dict[str, object]:
+        return {
+            "lease": port.lease.label,
+            "dn": port.lease.dn,
+            "pilot": port.lease.pilot,
+            "port": port.lease.port,
+            "state": "connected" if port.control else "waiting",
+            "agent": port.control.peer if port.control else None,
+            "opened": int(port.lease.opened),
+            "expires": int(port.lease.expires),
+            "streams": len(port.streams),
+            "streams_total": port.total,
+            "bytes_inward": port.traffic.inward,
+            "bytes_outward": port.traffic.outward,
+        }
 
     async def _tell_status(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps(self.status(), indent=2).encode() + b"\n")

@@ -59,6 +59,13 @@ if [[ -z $(gconfig_get GLIDEIN_MaxMemMBs) ]]; then
     gconfig_add GLIDEIN_MaxMemMBs $((memory * share / cpus / 1024))
 fi
 
+# One partitionable slot, or one slot for each CPU: none of them may end the pilot while another works.
+slots=1 partitionable=True others=''
+if [[ $(gconfig_get GLIDEIN_SLOTS_LAYOUT) == fixed ]]; then
+    slots=${seconds[GLIDEIN_CPUS]} partitionable=False
+    for ((slot = 1; slot <= slots; slot++)); do others+=" && slot${slot}_State =?= \"Unclaimed\""; done
+fi
+
 mapfile=$(gconfig_get GLIDECLIENT_X509_CONDORMAP)
 [[ -n $mapfile ]] || script_error VO_Config "the frontend's stage says of nobody who he is (pool.mapfile)"
 {
@@ -82,7 +89,7 @@ mkdir -m 711 "$local_dir/execute"
 
 # variables LIST: its lines become configuration; the names to publish are collected
 declare -A done_variables=()
-attributes='' environment=''
+attributes='' environment=' PATH=/usr/local/bin:/usr/bin:/bin'
 variables() {
     local variable type default condor_name required publish user_env value
     [[ -f ${1-} ]] || return 0
@@ -175,12 +182,16 @@ ALLOW_CONFIG =
 
 RunBenchmarks = False
 HIBERNATION_PLUGIN =
+JAVA =
+DOCKER =
+SINGULARITY =
 ENABLE_URL_TRANSFERS = False
 STARTER_ALLOW_RUNAS_OWNER = False
 JOB_INHERITS_STARTER_ENVIRONMENT = False
-SLOT_TYPE_1 = 100%
-SLOT_TYPE_1_PARTITIONABLE = $([[ $(gconfig_get GLIDEIN_SLOTS_LAYOUT) == fixed ]] && echo False || echo True)
-NUM_SLOTS_TYPE_1 = $([[ $(gconfig_get GLIDEIN_SLOTS_LAYOUT) == fixed ]] && gconfig_get GLIDEIN_CPUS || echo 1)
+SLOT_TYPE_1 = $((100 / slots))%
+SLOT_TYPE_1_PARTITIONABLE = $partitionable
+NUM_SLOTS_TYPE_1 = $slots
+STARTD_SLOT_ATTRS = State
 SUSPEND = False
 WANT_SUSPEND = False
 PREEMPT = False
@@ -193,9 +204,10 @@ START = (\$(GLIDEIN_Start)) && (\$(GLIDEIN_Entry_Start)) && (\$(GLIDECLIENT_Star
     && (time() < GLIDEIN_ToRetire) && (\$(GLIDEIN_Glexec_Start))
 GLIDEIN_DIES = (time() > GLIDEIN_ToDie)
 GLIDEIN_IDLES = (Activity =?= "Idle" && (State =?= "Unclaimed" || PartitionableSlot =?= True) \\
-    && DynamicSlot =!= True && (NumDynamicSlots ?: 0) == 0)
+    && DynamicSlot =!= True && (NumDynamicSlots ?: 0) == 0$others)
 GLIDEIN_NO_JOB = ((JobStarts ?: 0) == 0 && time() - GLIDEIN_Pilot_Start > GLIDEIN_Max_Idle)
-GLIDEIN_TAIL = ((JobStarts ?: 0) > 0 && time() - EnteredCurrentActivity > GLIDEIN_Max_Tail)
+GLIDEIN_TAIL = ((JobStarts ?: 0) > 0 \\
+    && time() - max({EnteredCurrentActivity, NumDynamicSlotsTime ?: 0}) > GLIDEIN_Max_Tail)
 STARTD.DAEMON_SHUTDOWN = \$(GLIDEIN_DIES) || (\$(GLIDEIN_IDLES) && \\
     (\$(GLIDEIN_NO_JOB) || \$(GLIDEIN_TAIL) || time() > GLIDEIN_ToRetire))
 MASTER.DAEMON_SHUTDOWN = (STARTD_StartTime =?= 0)
@@ -248,8 +260,8 @@ done
 [[ $status -ne 99 ]] || status=0 # DAEMON_SHUTDOWN came true
 # The master's comes true, too, where the startd has died.
 startd=$(grep -h 'The STARTD (pid [0-9]*) ' "$local_dir/log/MasterLog" 2>/dev/null | tail -n 1)
-if [[ $status -ne 0 || ! $startd =~ (^|"with status 0"|"with status 99")$ ]]; then
+if [[ $status -ne 0 || ! $startd =~ ^$|' with status '(0|99)( |$) ]]; then
     script_error WN_Resource "condor_master ended with code $status; $startd; $(
-        grep -h ERROR "$local_dir"/log/{MasterLog,StartLog} 2>/dev/null | tail -n 1)"
+        grep -h ' ERROR ' "$local_dir"/log/{MasterLog,StartLog} 2>/dev/null | tail -n 1)"
 fi
 script_ok
