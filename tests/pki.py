@@ -96,6 +96,8 @@ class Authority:
             extensions = [
                 (x509.BasicConstraints(ca=False, path_length=None), True),
                 (usage(digital_signature=True, key_encipherment=True, data_encipherment=True), True),
+                (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+                (x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), False),
                 (x509.ExtendedKeyUsage([Eku.CLIENT_AUTH, *([Eku.SERVER_AUTH] if host else [])]), False),
             ]
             if host:

@@ -489,3 +489,105 @@ def test_an_earlier_run_of_the_same_directory_is_not_touched(site: Site) -> None
     done = subprocess.run(site.command(), cwd=site.worker, env=clean(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in site.worker.iterdir()] == ["glide_other"]
+
+
+# --- what the scripts of the stage decide ---
+
+REFUSES = "glexec: the site gives /DC=test/CN=pilot no account: see the node's log (lcmaps)"
+GLEXECS = {
+    "maps": "echo 'uid=21001(gl001) gid=21000(gridlab)'; echo Hello World",
+    "refuses pilots": f'echo "{REFUSES}" >&2; exit 203',
+    "knows no caller": "echo 'glexec: sudo: a password is required' >&2; exit 203",
+    "fails": "echo 'glexec: LCMAPS does not start' >&2; exit 202",
+    "does not switch": "id; echo Hello World",
+    "loses output": "exit 0",
+}
+
+
+@pytest.fixture
+def glexec(site: Site, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs glexec_setup.sh in a pilot on a node whose glexec behaves as told (None: there is none)."""
+    show = "#!/bin/bash\ngrep -E '^GLEXEC_(JOB|BIN|JOB_WRAPPER) ' $1\n"
+    site.put(
+        "factory",
+        script("error_gen.sh", "regular", output="ERROR_GEN_PATH"),
+        script("glexec_setup.sh", "exec", list="after_file_list"),
+        **last(show),
+    )
+    for directory in (site.worker, *site.worker.parents):
+        if directory.stat().st_uid == os.getuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o111)
+
+    def start(behaviour: str | None, **parameters: str) -> subprocess.CompletedProcess[str]:
+        path = tmp_path / "sbin" / "glexec"
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        if behaviour:
+            path.write_text(f"#!/bin/sh\n[ $1 = -V ] && echo 0.9 && exit\n{GLEXECS[behaviour]}\n")
+            path.chmod(0o755)
+        return site.pilot(environment={"GLEXEC_LOCATION": str(tmp_path)}, parameters=parameters)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("wish", "offer", "insists", "there", "outcome"),
+    [
+        ("NEVER", "auto", "False", True, "left"),
+        ("NEVER", "auto", "True", True, "the entry requires glexec, the VO never uses it"),
+        ("OPTIONAL", "NONE", "False", True, "left"),
+        ("OPTIONAL", "NONE", "True", True, "the entry requires glexec, but has none"),
+        ("OPTIONAL", "auto", "False", True, "used"),
+        ("OPTIONAL", "auto", "False", False, "left"),
+        ("OPTIONAL", "auto", "True", False, "the entry requires glexec, but this node has none"),
+        ("OPTIONAL", "/nonexistent", "False", True, "this node has no glexec"),
+        ("REQUIRED", "NONE", "False", True, "the VO requires glexec, the entry has none"),
+        ("REQUIRED", "auto", "False", True, "used"),
+        ("REQUIRED", "auto", "True", True, "used"),
+        ("REQUIRED", "auto", "False", False, "this node has no glexec"),
+        ("PERHAPS", "auto", "False", True, "GLIDEIN_Glexec_Use PERHAPS is not"),
+    ],
+)
+def test_wish_and_offer_of_glexec(
+    glexec: Callable[..., subprocess.CompletedProcess[str]],
+    wish: str,
+    offer: str,
+    insists: str,
+    there: bool,
+    outcome: str,
+) -> None:
+    if Path("/usr/sbin/glexec").exists() and not there:
+        pytest.skip("this host has a glexec of its own")
+    wishes = {"GLIDEIN_Glexec_Use": wish, "GLEXEC_BIN": offer, "GLIDEIN_REQUIRE_GLEXEC_USE": insists}
+    done = glexec("maps" if there else None, **wishes)
+    if outcome == "left":
+        assert done.returncode == 0, done.stderr
+        assert "GLEXEC_JOB False" in done.stdout
+        assert "GLEXEC_JOB_WRAPPER 0" in done.stdout
+    elif outcome == "used":
+        assert done.returncode == 0, done.stderr
+        assert "GLEXEC_JOB True" in done.stdout
+        assert "GLEXEC_JOB_WRAPPER 1" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert outcome in done.stderr
+        assert "GLEXEC_JOB" not in done.stdout
+
+
+@pytest.mark.parametrize("wish", ["OPTIONAL", "REQUIRED"])
+@pytest.mark.parametrize(("behaviour", "works"), [(name, name in ("maps", "refuses pilots")) for name in GLEXECS])
+def test_a_glexec_that_is_there_must_work(
+    glexec: Callable[..., subprocess.CompletedProcess[str]], wish: str, behaviour: str, works: bool
+) -> None:
+    done = glexec(behaviour, GLIDEIN_Glexec_Use=wish)
+    if works:
+        assert done.returncode == 0, done.stderr
+        assert "GLEXEC_JOB True" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert "glexec does not work here" in done.stderr
+
+
+def test_without_a_wish_glexec_is_required(glexec: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert glexec(None).returncode == 1
+    assert "GLEXEC_JOB True" in glexec("maps").stdout

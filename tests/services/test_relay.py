@@ -599,6 +599,22 @@ def test_client_waits_for_an_agent_that_comes_back(served):
     assert client.recv(8) == b"patience"
 
 
+def test_waiting_client_is_asked_for_again_on_a_new_connection(bed):
+    bed.start_relay()
+    first = Scripted(bed)
+    lease = first.register()
+    client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
+    old = bytes.fromhex(first.hear().token)
+    second = Scripted(bed)
+    assert second.register(lease=lease.lease).port == lease.port
+    assert first.hear().code == "superseded"
+    again = second.hear()
+    with pytest.raises(ConnectionResetError):
+        stream(bed, old).recv(1)
+    stream(bed, bytes.fromhex(again.token)).sendall(b"here")
+    assert client.recv(4) == b"here"
+
+
 def test_stopped_agent_gives_its_port_back(served):
     port = served.lease()["port"]
     assert served.agents[0].end() == 0

@@ -283,16 +283,10 @@ def _hard_limit(places: Places, pressure: Pressure) -> str:
 
 def _ask(effective: int, old_effective: int, places: Places, pressure: Pressure) -> tuple[int, str]:
     """Return how many idle pilots to ask for when ``effective`` jobs wait and no limit is reached."""
-    room = min(
-        effective,
-        pressure.entry_max_slots - places.here,
-        pressure.entry_max_idle - places.idle,
-        pressure.max_slots - places.all,
-        pressure.max_idle - places.all_idle,
-    )
+    room = min(effective, pressure.entry_max_slots - places.here, pressure.max_slots - places.all)
     ask = int(room / pressure.attenuation) + min(old_effective // 3, pressure.reserve)
     ask = min(ask, pressure.max_request)
-    why = f"{effective} jobs wait"
+    why = f"jobs without a slot: {effective}"
     for name, count, curb in (
         ("entry_curb_idle", places.idle, pressure.entry_curb_idle),
         ("curb_slots", places.all, pressure.curb_slots),

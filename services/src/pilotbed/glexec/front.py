@@ -1,8 +1,10 @@
 """/usr/sbin/glexec: the part that the caller runs, with no rights but the caller's.
 
-It reads the command line, has sudo start the root part, passes signals on (the caller may not signal root's processes), and
-ends when the payload ends. Its end, whatever the cause, is the end of the payload.
+It reads the command line, has sudo start the root part, passes signals on (the caller may not signal root's processes),
+and ends when the payload ends. Its end, whatever the cause, is the end of the payload.
 """
+
+# ruff: noqa: PTH123
 
 import contextlib
 import os
@@ -105,8 +107,8 @@ def _verdict(ours: socket.socket, status: int) -> int:
 def _failed(code: int, reason: str) -> int:
     """Say that glexec itself failed; to HTCondor's starter too, which then neither counts nor ends the job.
 
-    _CONDOR_WRAPPER_ERROR_FILE is how a USER_JOB_WRAPPER reports that it could not start the job: the job goes back to the
-    queue and the reason into its event log.
+    _CONDOR_WRAPPER_ERROR_FILE is how a USER_JOB_WRAPPER reports that it could not start the job: the job goes back to
+    the queue and the reason into its event log.
     """
     print(f"glexec: {reason}", file=sys.stderr)
     path = os.environ.get("_CONDOR_WRAPPER_ERROR_FILE")

@@ -36,8 +36,8 @@ class Identity:
 def identify(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> Identity:
     """Return the identity behind ``pem`` (proxy chain with private key), as LCMAPS sees it when it runs as ``account``.
 
-    Raises Refusal: 201 where the proxy cannot be read or has expired, 203 where LCMAPS refuses it, 202 where LCMAPS fails,
-    crashes or takes longer than PATIENCE. The text of DN and FQAN is untrusted: it is for the log only.
+    Raises Refusal: 201 where the proxy cannot be read or has expired, 203 where LCMAPS refuses it, 202 where LCMAPS
+    fails, crashes or takes longer than PATIENCE. The text of DN and FQAN is untrusted: it is for the log only.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -63,9 +63,10 @@ def identify(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> Identity:
     if verdict == _UNREADABLE:
         raise Refusal(CLIENT_ERROR, "GLEXEC_CLIENT_CERT holds no certificate chain in PEM form")
     if verdict == _BROKEN:
-        raise Refusal(SYSTEM_ERROR, f"LCMAPS does not start: see the node's log (lcmaps) and check {conf.lcmaps_db_file}")
+        raise Refusal(SYSTEM_ERROR, f"LCMAPS does not start: check {conf.lcmaps_db_file} and the node's log (lcmaps)")
     if verdict != _MAPPED:
-        raise Refusal(AUTHORISATION_ERROR, f"the site gives {dn or 'this proxy'} no account: see the node's log (lcmaps)")
+        who = dn or "this proxy"
+        raise Refusal(AUTHORISATION_ERROR, f"the site gives {who} no account: see the node's log (lcmaps)")
     return Identity(uid, gid, dn, fqan)
 
 
@@ -89,7 +90,8 @@ def _answer(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> bytes:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, int(PATIENCE)), (resource.RLIMIT_AS, 1 << 30)):
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: int(PATIENCE), resource.RLIMIT_AS: 1 << 30}
+    for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     # The libraries read their environment (X509_VOMS_DIR, LCMAPS_*, VERIFY_PROXY_*): nothing of it may be the caller's.
     os.environ.clear()

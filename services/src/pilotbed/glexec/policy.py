@@ -5,6 +5,7 @@ Names and codes are gLExec 0.9's (NIKHEF wiki, "Exit codes of gLExec"), so that 
 
 import os
 import re
+import signal
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ CONTROL = 3  # descriptor of the socket between front end and root part: signal 
 STARTED = b"S"  # the payload runs: from now on the exit code is its own
 REFUSED = b"R"  # nothing ran: a byte with the exit code and the reason follow
 FORWARDED_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT")
+FORWARDED_NUMBERS = frozenset(getattr(signal, name) for name in FORWARDED_SIGNALS)
 
 
 class Refusal(Exception):
@@ -49,7 +51,7 @@ class Conf:
     sandbox_handover: bool = False  # ours: allows GLEXEC_SANDBOX
 
 
-# Variables that steer the loader, an interpreter or sudo before the payload's identity is taken, or that glexec sets itself.
+# Variables that steer a loader, an interpreter or sudo before the payload's identity is taken, or that glexec sets.
 _NEVER_PRESERVED = re.compile(
     r"LD_.*|DYLD_.*|GCONV_PATH|GLIBC_TUNABLES|PYTHON.*|PERL.*|RUBY.*|BASH_.*|ENV|IFS|PATH|HOME|USER|LOGNAME|SHELL"
     r"|SUDO_.*|LCMAPS_.*|X509_USER_.*|GLEXEC_.*"
@@ -62,8 +64,8 @@ _LINE = re.compile(r"([a-z0-9_]+)\s*=\s*(.*)")
 def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
     """Return what ``text``, the content of glexec.conf, says.
 
-    The format is gLExec's: an optional section header ``[glexec]``, ``key = value`` lines, ``#`` comments. A key that is
-    not known is refused: a misspelt restriction would otherwise be no restriction.
+    The format is gLExec's: an optional section header ``[glexec]``, ``key = value`` lines, ``#`` comments. An unknown
+    key is refused: a misspelt restriction would otherwise be no restriction.
 
     Raises Refusal (202) that names ``path``, the line and the remedy.
     """
@@ -121,22 +123,33 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
 
 
 def listed(account: str, patterns: Iterable[str]) -> bool:
-    """Tell whether ``account`` is named in ``patterns``: a name, or ``.pool`` for ``pool`` followed by digits only."""
-    return any(
-        re.fullmatch(re.escape(pattern[1:]) + "[0-9]+", account) is not None if pattern.startswith(".") else pattern == account
-        for pattern in patterns
-    )
+    """Tell whether ``patterns`` name ``account``: by its name, or by ``.pool`` for ``pool`` and digits."""
+    for pattern in patterns:
+        if pattern.startswith("."):
+            if re.fullmatch(re.escape(pattern[1:]) + "[0-9]+", account, re.ASCII):
+                return True
+        elif pattern == account:
+            return True
+    return False
 
 
-def check_target(name: str, uid: int, gid: int, groups: Collection[int], caller_uid: int, conf: Conf) -> None:
-    """Accept the account that the mapper names, or raise Refusal (203).
+def check_target(name: str, uid: int, caller_uid: int, conf: Conf) -> None:
+    """Accept the account ``name`` of ``uid``, which the mapper has answered, or raise Refusal (203).
 
-    ``name`` and ``groups`` (gids) come from the account database for ``uid``; ``gid`` is LCMAPS's. The mapper has read the
-    user's bytes, so it may be lying: whatever it says, only an account of the configured pools is taken.
+    The mapper has read the user's bytes, so it may be lying: whatever it says, only an account of the configured
+    pools is taken, never a system account and never the caller's own.
     """
     if uid < LOWEST_UID or uid == caller_uid or not listed(name, conf.pool_accounts):
         pools = ", ".join(conf.pool_accounts)
-        raise Refusal(AUTHORISATION_ERROR, f"the proxy maps to the account {name}, which is not in pool_accounts ({pools})")
+        reason = f"the proxy maps to the account {name}, which is not in pool_accounts ({pools})"
+        raise Refusal(AUTHORISATION_ERROR, reason)
+
+
+def check_group(name: str, gid: int, groups: Collection[int]) -> None:
+    """Accept ``gid``, LCMAPS's answer, as primary group of the account ``name``, whose groups (gids) are ``groups``.
+
+    Raises Refusal (203).
+    """
     if gid < LOWEST_UID or gid not in groups:
         raise Refusal(AUTHORISATION_ERROR, f"the proxy maps to gid {gid}, of which the account {name} is no member")
 
@@ -150,15 +163,21 @@ def exit_code(status: int) -> int:
 
 
 def payload_environment(
-    name: str, home: str, shell: str, conf: Conf, callers: Mapping[str, str], proxy: str
+    account: Mapping[str, str], conf: Conf, callers: Mapping[str, str], proxy: str
 ) -> dict[str, str]:
-    """Return the payload's environment, made anew: nothing of the caller's but GLEXEC_ENV and what glexec.conf preserves.
+    """Return the payload's environment, made anew: of the caller's only GLEXEC_ENV and what glexec.conf preserves.
 
-    ``name``, ``home`` and ``shell`` are the target account's; ``callers`` is the environment that sudo let pass; ``proxy``
+    ``account`` holds name, home and shell of the target; ``callers`` is the environment that sudo let pass; ``proxy``
     is the path of the target proxy, or empty.
     """
     kept = {key: callers[key] for key in ("GLEXEC_ENV", *conf.preserve_env_variables) if key in callers}
-    made = {"HOME": home, "USER": name, "LOGNAME": name, "SHELL": shell or "/bin/sh", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    made = {
+        "HOME": account["home"],
+        "USER": account["name"],
+        "LOGNAME": account["name"],
+        "SHELL": account["shell"] or "/bin/sh",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+    }
     return kept | made | ({"X509_USER_PROXY": proxy} if proxy else {})
 
 
@@ -178,8 +197,9 @@ def record(fields: Mapping[str, object]) -> str:
 def unified_cgroup(mountinfo: str, cgroup: str) -> str:
     """Return the directory of the caller's own cgroup v2, or an empty string where there is none to use.
 
-    ``mountinfo`` and ``cgroup`` are the contents of /proc/self/mountinfo and /proc/self/cgroup. The hierarchy is mounted at
-    /sys/fs/cgroup, or at /sys/fs/cgroup/unified on a hybrid host. A path with ``..`` lies outside the cgroup namespace.
+    ``mountinfo`` and ``cgroup`` are the contents of /proc/self/mountinfo and /proc/self/cgroup. The hierarchy is
+    mounted at /sys/fs/cgroup, or at /sys/fs/cgroup/unified on a hybrid host. A path with ``..`` lies outside the
+    namespace.
     """
     own = next((line[3:] for line in cgroup.splitlines() if line.startswith("0::")), "")
     if not own or ".." in PurePosixPath(own).parts:
@@ -235,11 +255,12 @@ ACL_NAME = "system.posix_acl_access"
 def acl(uid: int, owner: int, user: int) -> bytes:
     """Return a POSIX ACL (the value of the extended attribute ACL_NAME): nobody but the owner and one more user.
 
-    ``owner`` and ``user`` are permission bits (0..7) of the owner and of ``uid``. Layout: linux/posix_acl_xattr.h, version 2.
+    ``owner`` and ``user`` are permission bits (0..7) of the owner and of ``uid``. Layout: linux/posix_acl_xattr.h.
     """
-    undefined = 0xFFFFFFFF
-    entries = ((0x01, owner, undefined), (0x02, user, uid), (0x04, 0, undefined), (0x10, user, undefined), (0x20, 0, undefined))
-    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    anyone = 0xFFFFFFFF
+    user_obj, named_user, group_obj, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20
+    entries = ((user_obj, owner, anyone), (named_user, user, uid), (group_obj, 0, anyone), (mask, user, anyone))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in (*entries, (other, 0, anyone)))
 
 
 def stays_callers(name: str) -> bool:
@@ -247,11 +268,10 @@ def stays_callers(name: str) -> bool:
 
     HTCondor 25.14 keeps .update.ad and .chirp.config beside the sandbox; older versions keep them in it.
     """
-    return name in {".job.ad", ".machine.ad", ".update.ad", ".chirp.config", ".execution_overlay.ad"} or name.startswith(
-        ("_condor_std", ".condor_ssh_to_job", ".docker_std")
-    )
+    names = {".job.ad", ".machine.ad", ".update.ad", ".chirp.config", ".execution_overlay.ad"}
+    return name in names or name.startswith(("_condor_std", ".condor_ssh_to_job", ".docker_std"))
 
 
 def is_standard_stream(name: str) -> bool:
-    """Tell whether ``name`` is a file to which HTCondor sends a job's output: the payload may open /dev/stdout again."""
+    """Tell whether HTCondor sends a job's output to ``name``: the payload may open it again as /dev/stdout."""
     return name in {"_condor_stdout", "_condor_stderr"}

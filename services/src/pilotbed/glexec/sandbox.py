@@ -1,14 +1,17 @@
-"""Sandbox hand-over, the one thing that gLExec did not have: GLEXEC_SANDBOX names a directory that the payload works in.
+"""Sandbox hand-over, the one thing that gLExec did not have: GLEXEC_SANDBOX names a directory for the payload to work
+in.
 
-HTCondor's starter, which stays the pilot, makes the sandbox, fills it, and takes the output from it; the payload has another
-uid. So the directory stays the pilot's but lets the target in; what is in it becomes the target's; at the end all of it
-becomes the pilot's again.
+HTCondor's starter, which stays the pilot, makes the sandbox, fills it, and takes the output from it; the payload has
+another uid. So the directory stays the pilot's but lets the target in; what is in it becomes the target's; at the end
+all of it becomes the pilot's again.
 
-Everything is done on descriptors that were opened without following links, and only on entries that belong to the one who
-gives them away: neither side can make root change a file of a third. The target gets in by an ACL, not by the group: the
-accounts of a pool share their group, so a group would let every user of the node into every sandbox. The sticky bit keeps
-the pilot's own files safe from the payload.
+Everything is done on descriptors that were opened without following links, and only on entries that belong to the one
+who gives them away: neither side can make root change a file of a third. The target gets in by an ACL, not by the
+group: the accounts of a pool share their group, so a group would let every user of the node into every sandbox. The
+sticky bit keeps the pilot's own files safe from the payload.
 """
+
+# ruff: noqa: PTH101, PTH208
 
 import contextlib
 import ctypes
@@ -60,7 +63,7 @@ class Sandbox:
             if not above and stays_callers(name):
                 if is_standard_stream(name) and stat.S_ISREG(found.st_mode):
                     _set_acl(fd, acl(target_uid, 6, 6), self.path)
-            elif stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode) or _is_file(found, names=1):
+            elif _may_change_hands(found):
                 os.chown(_handle(fd), target_uid, target_gid)
         os.fchmod(self.fd, 0o1700)
         _set_acl(self.fd, acl(target_uid, 7, 7), self.path)
@@ -68,51 +71,52 @@ class Sandbox:
     def hand_back(self, target_uid: int) -> list[str]:
         """Give all to the caller again and return what was withheld from it, in words. Safe to call twice.
 
-        The starter will read these files with the pilot's rights and follow links, so a link that leaves the sandbox (to
-        the pilot's proxy, say) is removed; so are pipes and devices, on which it would hang. No file keeps a set-uid bit:
-        the payload's program would then run as the pilot.
+        The starter will read these files with the pilot's rights and follow links, so a link that leaves the sandbox
+        (to the pilot's proxy, say) is removed; so are pipes and devices, on which it would hang. No file keeps a
+        set-uid bit: the payload's program would then run as the pilot.
         """
-        caller_uid = self.found.st_uid
-        linked: dict[int, list[str]] = {}  # files with several names, by inode
+        linked: dict[int, list[str]] = {}  # regular files with several names, by inode
         links: list[str] = []
         unwanted: dict[str, str] = {}
-        with contextlib.suppress(OSError):
-            os.removexattr(self.fd, ACL_NAME)
-        os.fchmod(self.fd, stat.S_IMODE(self.found.st_mode) & 0o755)
-        for above, name, fd, found in self._walk(target_uid, caller_uid):
+        _remove_acl(self.fd, stat.S_IMODE(self.found.st_mode) & 0o755)
+        for above, name, fd, found in self._walk(target_uid, self.found.st_uid):
             where = _join(above, name)
             if stat.S_ISLNK(found.st_mode):
                 links.append(where)
-            if not above and is_standard_stream(name) and found.st_uid == caller_uid:
-                with contextlib.suppress(OSError):
-                    os.removexattr(_handle(fd), ACL_NAME)
-                os.chmod(_handle(fd), 0o600)
-            if found.st_uid != target_uid:
+            if found.st_uid == self.found.st_uid and not above and is_standard_stream(name):
+                _remove_acl(fd, 0o600)
+            elif found.st_uid != target_uid:
                 continue
-            if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode) or _is_file(found, names=1):
+            elif _may_change_hands(found):
                 self._return(fd, found)
             elif stat.S_ISREG(found.st_mode):
                 linked.setdefault(found.st_ino, []).append(where)
             else:
                 unwanted[where] = "neither file nor directory"
-        # Only now, when the target can move nothing any more, is it certain where a link leads and what has which names.
-        for where in links:
-            if not self._leads_inside(where):
-                unwanted[where] = "link out of the sandbox"
+        # Only now, when the target can move nothing any more, is it certain where a link leads and what has which
+        # names.
+        unwanted |= {where: "link out of the sandbox" for where in links if not self._leads_inside(where)}
         for where in unwanted:
             with contextlib.suppress(OSError):
                 os.unlink(where, dir_fd=self.fd)
-        for inode, names in linked.items():
-            fd = self._open(names[0], os.O_PATH | os.O_NOFOLLOW, _STRICTLY_BELOW)
-            if fd < 0:
-                continue
-            found = os.fstat(fd)
-            if found.st_ino == inode and found.st_uid == target_uid and _is_file(found, names=len(names)):
-                self._return(fd, found)
-            else:
-                unwanted |= dict.fromkeys(names, "hard link")
-            os.close(fd)
+        for names in linked.values():
+            if not self._return_linked(names, target_uid):
+                unwanted |= dict.fromkeys(names, "hard link from outside")
         return [f"{where} ({why})" for where, why in unwanted.items()]
+
+    def _return_linked(self, names: list[str], target_uid: int) -> bool:
+        """Return a file if all its names are in the sandbox, at ``names``; tell whether that was so."""
+        fd = self._open(names[0], os.O_PATH | os.O_NOFOLLOW, _STRICTLY_BELOW)
+        if fd < 0:
+            return False
+        try:
+            found = os.fstat(fd)
+            mine = stat.S_ISREG(found.st_mode) and found.st_uid == target_uid and found.st_nlink == len(names)
+            if mine:
+                self._return(fd, found)
+            return mine
+        finally:
+            os.close(fd)
 
     def _return(self, fd: int, found: os.stat_result) -> None:
         """Make the caller the owner, without set-uid bits and with nobody else's right to write."""
@@ -121,10 +125,11 @@ class Sandbox:
         os.chown(_handle(fd), self.found.st_uid, self.found.st_gid)
 
     def _walk(self, *owners: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        """Yield (its directory's path, name, O_PATH descriptor, status) of every entry, a directory before its content.
+        """Yield (its directory's path, name, O_PATH descriptor, status) of every entry, a directory before its
+        content.
 
-        Paths are relative to the sandbox, where the directory's is empty. Only directories of ``owners`` on the same file
-        system are entered; whichever directory below the sandbox a path leads to, it may be walked. An entry that vanishes
+        Paths are relative to the sandbox, whose own is empty. Only directories of ``owners`` on the same file system
+        are entered; whichever directory below the sandbox a path leads to, it may be walked. An entry that vanishes
         meanwhile, or whose path is longer than the kernel takes, is left out.
         """
         rest = [""]
@@ -174,14 +179,21 @@ def _handle(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def _is_file(found: os.stat_result, names: int) -> bool:
-    """A regular file all of whose ``names`` are known: a further name may be anywhere, so it is not given away."""
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == names
+def _may_change_hands(found: os.stat_result) -> bool:
+    """Directories, links, and regular files with one name: a second name may be anywhere, so it is not given away."""
+    mode = found.st_mode
+    return stat.S_ISDIR(mode) or stat.S_ISLNK(mode) or (stat.S_ISREG(mode) and found.st_nlink == 1)
+
+
+def _remove_acl(fd: int, mode: int) -> None:
+    with contextlib.suppress(OSError):  # there is none
+        os.removexattr(_handle(fd), ACL_NAME)
+    os.chmod(_handle(fd), mode)
 
 
 def _set_acl(fd: int, value: bytes, path: str) -> None:
     try:
         os.setxattr(_handle(fd), ACL_NAME, value)
     except OSError as error:
-        reason = f"GLEXEC_SANDBOX: the file system of {path} takes no POSIX ACL ({error.strerror}): use another scratch disk"
+        reason = f"GLEXEC_SANDBOX: the file system of {path} takes no POSIX ACL ({error.strerror}): use another disk"
         raise Refusal(SYSTEM_ERROR, reason) from error

@@ -3,6 +3,8 @@
 Both end the same way: nothing of the payload is left, whatever it did (setsid, double fork, ignored signals).
 """
 
+# ruff: noqa: PTH208
+
 import contextlib
 import ctypes
 import os

@@ -1,9 +1,9 @@
-"""The payload's environment in one variable: glexec gives a payload a new environment, GLEXEC_ENV takes another one along.
+"""The payload's environment in one variable: glexec makes a new environment, GLEXEC_ENV takes another one along.
 
     GLEXEC_ENV=$(glexec_wrapenv) glexec /usr/bin/glexec_unwrapenv -- command [argument...]
 
-The format is base64 of gzip of NUL-terminated ``name=value`` entries, as in /proc/PID/environ. It is unwrapped by the payload's
-own process, with no rights but the payload's.
+The format is base64 of gzip of NUL-terminated ``name=value`` entries, as in /proc/PID/environ. It is unwrapped by the
+payload's own process, with no rights but the payload's.
 """
 
 import base64
@@ -26,22 +26,26 @@ def wrap(environment: Mapping[bytes, bytes]) -> str:
 
 
 def unwrap(wrapped: str) -> dict[bytes, bytes]:
-    """Return the environment in ``wrapped``, without what belongs to the account. Raises ValueError, OSError or EOFError."""
+    """Return the environment in ``wrapped``, without what belongs to the account.
+
+    Raises ValueError, OSError or EOFError.
+    """
     with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(wrapped, validate=True))) as file:
         entries = file.read(LARGEST + 1)
     if len(entries) > LARGEST:
         raise ValueError(f"more than {LARGEST} bytes")
     own = {name.encode() for name in ACCOUNTS_OWN}
-    return {name: value for name, value in _parsed(entries).items() if name not in own and not name.startswith(b"GLEXEC_")}
+    found = _parsed(entries).items()
+    return {name: value for name, value in found if name not in own and not name.startswith(b"GLEXEC_")}
 
 
 def _parsed(entries: bytes) -> dict[bytes, bytes]:
-    pairs = (entry.split(b"=", 1) for entry in entries.split(b"\0") if b"=" in entry[1:])
-    return {name: value for name, value in pairs}
+    found = (entry.partition(b"=") for entry in entries.split(b"\0") if b"=" in entry[1:])
+    return {name: value for name, _, value in found}
 
 
 def _own() -> dict[bytes, bytes]:
-    """Return the environment that this program was started with: ``os.environb`` has LC_CTYPE added by Python (PEP 538)."""
+    """Return the environment of this program's start: Python adds LC_CTYPE to ``os.environb`` (PEP 538)."""
     return _parsed(Path("/proc/self/environ").read_bytes())
 
 
@@ -62,7 +66,7 @@ def unwrap_main() -> int:
     environment = _own()
     try:
         environment |= unwrap(environment.pop(b"GLEXEC_ENV", b"").decode()) if b"GLEXEC_ENV" in environment else {}
-        os.execvpe(command[0], command, environment)
+        os.execvpe(command[0], command, environment)  # noqa: S606
     except FileNotFoundError as error:
         print(f"glexec_unwrapenv: {command[0]}: {error.strerror}", file=sys.stderr)
         return 127

@@ -31,7 +31,7 @@ Usage: glidein_startup.sh OPTION VALUE ...
 U
 }
 
-# --- telling -----------------------------------------------------------------------------------------------------
+# --- telling --------------------------------------------------------------------------------------
 
 say() { printf '%s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$*"; }
 warn() { printf 'glidein: %s\n' "$*" >&2; }
@@ -43,7 +43,7 @@ xml() {
     printf '%s' "$text"
 }
 
-# --- the configuration of the pilot: lines "NAME VALUE" -------------------------------------------------------------
+# --- the configuration of the pilot: lines "NAME VALUE" -------------------------------------------
 # Handed to the scripts as a file to source (ADD_CONFIG_LINE_SOURCE), under the names that glideinWMS gives them.
 
 # gconfig_get NAME [FILE]: the value, or an empty line
@@ -81,7 +81,7 @@ script_error() {
     exit 1
 }
 
-# --- the end -----------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 work_dir='' reason='' last_script='' child='' refresher='' stopped='' failure_delay=0 started=$(date +%s)
 
@@ -183,7 +183,7 @@ on_signal() {
     [[ -n $child ]] && kill -TERM "$child" 2>/dev/null
 }
 
-# --- arguments -----------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 # shellcheck disable=SC2054
 declare -A option=() code=(
@@ -240,7 +240,7 @@ read_arguments() {
     done
 }
 
-# --- fetching and checking ---------------------------------------------------------------------------------------------
+# --- fetching and checking ------------------------------------------------------------------------
 
 declare -A area_url=() area_dir=() area_sign=() area_type=() area_description=() area_prefix=() digests=()
 web_proxy=''
@@ -327,7 +327,7 @@ open_area() {
     say "signature of $id OK: $url"
 }
 
-# --- running what was fetched ----------------------------------------------------------------------------------------
+# --- running what was fetched ---------------------------------------------------------------------
 
 # run AREA SCRIPT: with the pilot's configuration; its exit code decides
 run() {
@@ -417,7 +417,7 @@ take_list() {
     done 3<"$file"
 }
 
-# --- the pilot's place and proxy ---------------------------------------------------------------------------------------
+# --- the pilot's place and proxy ------------------------------------------------------------------
 
 # make_work_dir: below what -dir says. The way into it is open to the payload's account, its content only in parts.
 make_work_dir() {
@@ -488,7 +488,8 @@ configure() {
     for ((index = 0; index < ${#parameters[@]}; index += 2)); do
         gconfig_add "${parameters[index]}" "${parameters[index + 1]}"
     done
-    { declare -f gconfig_get gconfig_add add_config_line add_condor_vars_line script_ok script_error warn; } >"$work_dir/add_config_line.source"
+    declare -f gconfig_get gconfig_add add_config_line add_condor_vars_line script_ok script_error warn \
+        >"$work_dir/add_config_line.source"
     : >"$work_dir/wrapper_list.lst"
     cat >>"$glidein_config" <<C
 ADD_CONFIG_LINE_SOURCE $work_dir/add_config_line.source
@@ -593,7 +594,7 @@ main() {
     status=$?
     if [[ $status -ne 0 ]]; then
         reason="$last_script ended with code $status$(detail)"
-        warn "$reason"
+        [[ -s $work_dir/otrb_output.xml ]] || warn "$reason"
     fi
     finish "$status"
 }

@@ -406,6 +406,10 @@ def factory_main(
         Staged(file.name, standard + file.content, output=file.output) if file.name == "condor_vars.lst" else file
         for file in files
     ]
+    files += [
+        script("glexec_setup.sh", "exec", list="after_file_list"),
+        script("job_wrapper.sh", "wrapper", list="after_file_list", condition="GLEXEC_JOB_WRAPPER"),
+    ]
     if condor != "none":
         tarball = host_condor() if condor == "host" else read(Path(condor), "condor")
         files += [
@@ -413,8 +417,6 @@ def factory_main(
             Staged("condor.tar.gz", tarball, "untar", "after_file_list", output="CONDOR_DIR"),
         ]
     files += [
-        script("glexec_setup.sh", "exec", list="after_file_list"),
-        script("job_wrapper.sh", "wrapper", list="after_file_list", condition="GLEXEC_JOB_WRAPPER"),
         Staged("relay_agent.pyz", relay_agent(), list="after_file_list", output="RELAY_AGENT"),
         script("traversal_setup.sh", "exec", list="after_file_list"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,20 @@ def open_door(identity: Identity | None = None) -> None:
         os.environ.pop("X509_USER_PROXY", None)
 
 
+def _ask(question: Callable[[], Any]) -> Any:
+    """Return the answer to ``question``, asked again once if it fails.
+
+    A daemon that was restarted no longer knows the session of our last question; it refuses the first question after
+    that ("attempt to open invalid session"), the next one makes a new session.
+    """
+    import htcondor2
+
+    try:
+        return question()
+    except htcondor2.HTCondorException:
+        return question()
+
+
 def _plain(ad: Any) -> dict[str, Value]:
     """Return the attributes of a ClassAd that have a value; expressions are evaluated, undefined ones left out."""
     import classad2
@@ -82,7 +96,7 @@ class Collector:
         import htcondor2
 
         try:
-            ads = self._collector.query(htcondor2.AdType.Any, constraint, list(attributes))
+            ads = _ask(lambda: self._collector.query(htcondor2.AdType.Any, constraint, list(attributes)))
         except htcondor2.HTCondorException as error:
             raise PoolError(f"collector {self.address} does not answer a query: {error}") from error
         return [_plain(ad) for ad in ads]
@@ -119,7 +133,7 @@ class Collector:
         if not ads:
             return
         try:
-            self._collector.advertise(ads, command)
+            _ask(lambda: self._collector.advertise(ads, command))
         except htcondor2.HTCondorException as error:
             raise PoolError(f"collector {self.address} did not take {command}: {error}") from error
 
@@ -139,7 +153,7 @@ class Schedd:
             if name is None:
                 self._schedd = htcondor2.Schedd()
             else:
-                ad = htcondor2.Collector(pool).locate(htcondor2.DaemonType.Schedd, name)
+                ad = _ask(lambda: htcondor2.Collector(pool).locate(htcondor2.DaemonType.Schedd, name))
                 if ad is None:
                     raise PoolError(f"collector {pool} knows no schedd {name}")
                 self._schedd = htcondor2.Schedd(ad)
@@ -155,7 +169,7 @@ class Schedd:
         import htcondor2
 
         try:
-            ads = self._schedd.query(constraint, list(attributes))
+            ads = _ask(lambda: self._schedd.query(constraint, list(attributes)))
         except htcondor2.HTCondorException as error:
             raise PoolError(f"schedd {self.name} does not answer a query: {error}") from error
         return [_plain(ad) for ad in ads]

@@ -18,6 +18,7 @@ class Expression:
 
     def __init__(self, text: str) -> None:
         import classad2
+        import htcondor2  # noqa: F401  # brings stringListIMember and the like; without it they evaluate to error
 
         self.text = text
         try:
@@ -29,5 +30,5 @@ class Expression:
         """Return whether it is true; undefined, an error or a number is no match."""
         import classad2
 
-        # Value.Undefined is the integer 2 and so true in Python: only True itself counts.
+        # Value.Undefined and Value.Error are the integers 2 and 1, and so true in Python: only True itself counts.
         return self._tree.eval(classad2.ClassAd(dict(my)), classad2.ClassAd(dict(target))) is True

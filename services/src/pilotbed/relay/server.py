@@ -97,6 +97,11 @@ class Port:
     streams: dict[int, Stream] = field(default_factory=dict)
     total: int = 0
 
+    @property
+    def served(self) -> bool:
+        """Whether an agent is there, and knows that it has the lease."""
+        return self.control is not None and self.control.connection.state is State.SERVING
+
 
 class Listener:
     """A listening socket that hands over each accepted connection; pauses when descriptors run out."""
@@ -386,7 +391,7 @@ class Relay:
             Registered(lease.id, self.config.public_address, lease.port, int(lease.expires), self.config.heartbeat)
         )
         for stream in list(port.streams.values()):
-            if stream.token is None:  # came while the agent was away
+            if stream.task is None:  # came while the agent was away, or was asked for on a connection now lost
                 self._ask(stream)
         return port
 
@@ -483,11 +488,13 @@ class Relay:
         stream = Stream(self.streams_total, port, client, peer)
         port.streams[stream.number] = stream
         stream.timer = asyncio.get_running_loop().call_later(TOKEN_LIFETIME, self._expire, stream)
-        if port.control:
+        if port.served:
             self._ask(stream)
 
     def _ask(self, stream: Stream) -> None:
         assert stream.port.control is not None
+        if stream.token:
+            self.tokens.withdraw(stream.token)
         stream.token = self.tokens.issue(stream, time.monotonic())
         stream.port.control.say(Open(stream.number, stream.token.hex(), stream.peer))
 
@@ -606,7 +613,7 @@ class Relay:
             "dn": port.lease.dn,
             "pilot": port.lease.pilot,
             "port": port.lease.port,
-            "state": "connected" if port.control else "waiting",
+            "state": "connected" if port.served else "waiting",
             "agent": port.control.peer if port.control else None,
             "opened": int(port.lease.opened),
             "expires": int(port.lease.expires),

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Configures HTCondor from what the scripts before it found out, and runs condor_master until the pilot's end.
 # Life (seconds), as in glideinWMS:
-#   GLIDEIN_Max_Walltime           the queue's limit; the pilot dies UPDATE_INTERVAL + 70 + GLIDEIN_Graceful_Shutdown (120)
-#                                  before it and retires (takes no more jobs) GLIDEIN_Job_Max_Time (129600) before it dies
+#   GLIDEIN_Max_Walltime           the queue's limit; the pilot dies UPDATE_INTERVAL + 70 + GLIDEIN_Graceful_Shutdown
+#                                  (120) before it; retires (no more jobs) GLIDEIN_Job_Max_Time (129600) before it dies
 #   GLIDEIN_Retire_Time (21600)    where there is no such limit
 #   GLIDEIN_Min_Retire (600)       a pilot that cannot take jobs for so long does not start
 #   GLIDEIN_Ignore_X509_Duration   True: does not die 300 s before its proxy (which the CE renews)
@@ -81,7 +81,7 @@ if [[ -s $(gconfig_get WRAPPER_LIST) ]]; then
         sed "s|^glexec=.*|glexec=$(gconfig_get GLEXEC_BIN)|" >"$wrapper"
     chmod 755 "$wrapper"
 fi
-[[ $(gconfig_get GLEXEC_JOB) != True || -n $wrapper ]] || script_error Config "glexec is used, but there is no job wrapper"
+[[ $(gconfig_get GLEXEC_JOB) != True || -n $wrapper ]] || script_error Config "glexec is used without a job wrapper"
 
 # --- HTCondor's configuration ---
 mkdir -m 700 "$local_dir/log" "$local_dir/lock" "$local_dir/spool" "$local_dir/sock"
@@ -225,14 +225,17 @@ C
         # shellcheck disable=SC2016
         printf 'CCB_ADDRESS = $(COLLECTOR_HOST)\nPRIVATE_NETWORK_NAME = %s\n' "${name##*_}"
     fi
-    for prefix in '' ENTRY_ GLIDECLIENT_ GLIDECLIENT_GROUP_; do variables "$(gconfig_get "${prefix}CONDOR_VARS_FILE")"; done
+    for prefix in '' ENTRY_ GLIDECLIENT_ GLIDECLIENT_GROUP_; do
+        variables "$(gconfig_get "${prefix}CONDOR_VARS_FILE")"
+    done
     printf 'STARTD_ATTRS = IS_GLIDEIN%s\n' "$attributes"
     printf 'STARTER_JOB_ENVIRONMENT = "%s"\n' "${environment# }"
 } >"$config" || exit 1
 
 # --- run ---
-master=
+master='' stopped=''
 on_signal() {
+    stopped=yes
     warn "stopping HTCondor"
     [[ -n $master ]] && kill -QUIT "$master"
 }
@@ -244,8 +247,8 @@ env -u X509_USER_PROXY CONDOR_CONFIG="$config" LD_LIBRARY_PATH="$condor/lib" "$c
 master=$!
 agent=$(gconfig_get RELAY_AGENT_PID)
 if [[ -n $agent ]]; then
-    while kill -0 "$agent" 2>/dev/null; do sleep 5; done && kill -0 "$master" 2>/dev/null &&
-        warn "the relay's agent has ended: $(tail -n 1 "$local_dir/relay.log")" && kill -QUIT "$master" &
+    # Without its port the pilot is of no use to anybody.
+    while kill -0 "$agent" 2>/dev/null; do sleep 5; done && kill -QUIT "$master" 2>/dev/null &
 fi
 while wait "$master"; status=$?; [[ $status -gt 128 ]] && kill -0 "$master" 2>/dev/null; do :; done
 
@@ -258,6 +261,14 @@ for log in "$local_dir"/log/{MasterLog,StartLog,SharedPortLog,StarterLog*} "$loc
     } >&2
 done
 [[ $status -ne 99 ]] || status=0 # DAEMON_SHUTDOWN came true
+if [[ -n $agent && -z $stopped ]] && ! kill -0 "$agent" 2>/dev/null; then
+    script_error Network "the relay's agent has ended: $(tail -n 1 "$local_dir/relay.log")"
+fi
+if [[ $status -eq 0 ]] && ! compgen -G "$local_dir/log/StarterLog.slot*" >/dev/null &&
+    grep -q 'aborting command UPDATE_STARTD_AD' "$local_dir/log/StartLog" 2>/dev/null; then
+    script_error VO_Proxy "the pool $(gconfig_get GLIDEIN_Collector) did not believe this pilot: $(
+        grep -h ' ERROR: ' "$local_dir/log/StartLog" | tail -n 1)"
+fi
 # The master's comes true, too, where the startd has died.
 startd=$(grep -h 'The STARTD (pid [0-9]*) ' "$local_dir/log/MasterLog" 2>/dev/null | tail -n 1)
 if [[ $status -ne 0 || ! $startd =~ ^$|' with status '(0|99)( |$) ]]; then

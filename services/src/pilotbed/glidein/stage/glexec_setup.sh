@@ -47,8 +47,8 @@ find_glexec() {
 
 # Does it work? The pilot's own proxy is all there is to try it with.
 #   code 0, and another account: the site maps pilots, too.
-#   code 203 with LCMAPS's word that the DN in this proxy gets no account: white list, sudo, configuration and LCMAPS did
-#   their work, and only users have accounts here. Any other 203 (not white-listed, sudo) is a broken glexec.
+#   code 203 with LCMAPS's word that the DN in this proxy gets no account: white list, sudo, configuration and LCMAPS
+#   did their work, and only users have accounts here. Any other 203 (not white-listed, sudo) is a broken glexec.
 try() {
     local output status
     output=$("$glexec" -V 2>&1 </dev/null) || { problem="$glexec -V: code $?: ${output//$'\n'/ }" && return 1; }

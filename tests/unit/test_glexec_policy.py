@@ -1,0 +1,301 @@
+"""glexec's decisions: what is believed, what is refused, what the payload gets. No root, no grid."""
+
+import base64
+import contextlib
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pilotbed.glexec import policy, wrapenv
+from pilotbed.glexec.policy import AUTHORISATION_ERROR, SYSTEM_ERROR, Conf, Refusal
+
+GOOD = """\
+# a comment
+[glexec]
+user_white_list = .pilot, factory
+pool_accounts = .gl
+lcmaps_db_file = /etc/lcmaps/x.db
+lcmaps_debug_level = 5
+preserve_env_variables = LANG, X509_CERT_DIR
+sandbox_handover = yes
+"""
+MINIMAL = "user_white_list = .pilot\npool_accounts = .gl\n"
+
+
+def refused(text: str) -> str:
+    with pytest.raises(Refusal) as caught:
+        policy.parse_conf(text)
+    assert caught.value.code == SYSTEM_ERROR
+    assert caught.value.reason.startswith("/etc/glexec.conf")
+    return caught.value.reason
+
+
+class TestConf:
+    def test_every_key_is_read(self) -> None:
+        assert policy.parse_conf(GOOD) == Conf(
+            user_white_list=(".pilot", "factory"),
+            pool_accounts=(".gl",),
+            lcmaps_db_file="/etc/lcmaps/x.db",
+            lcmaps_log_file="",
+            lcmaps_debug_level=5,
+            preserve_env_variables=("LANG", "X509_CERT_DIR"),
+            sandbox_handover=True,
+        )
+
+    def test_what_is_not_said_is_not_allowed(self) -> None:
+        conf = policy.parse_conf(MINIMAL)
+        assert not conf.sandbox_handover
+        assert conf.preserve_env_variables == ()
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("pool_accounts = .gl\n", "user_white_list"),
+            ("user_white_list = .pilot\n", "pool_accounts"),
+            ("user_white_list = \npool_accounts = .gl\n", "user_white_list"),
+            (MINIMAL + "user_whitelist = .x\n", ":3: unknown key 'user_whitelist'"),
+            (MINIMAL + "linger = no\n", "linger"),
+            (MINIMAL + "pool_accounts = .other\n", ":3: pool_accounts is set twice"),
+            (MINIMAL + "[other]\n", "[other]"),
+            (MINIMAL + "nonsense\n", "nonsense"),
+            ("user_white_list = *\npool_accounts = .gl\n", "'*'"),
+            ("user_white_list = .pilot\npool_accounts = *\n", "'*'"),
+            (MINIMAL + "lcmaps_db_file = lcmaps.db\n", "lcmaps.db"),
+            (MINIMAL + "lcmaps_debug_level = 6\n", "'6'"),
+            (MINIMAL + "sandbox_handover = maybe\n", "maybe"),
+        ],
+    )
+    def test_a_mistake_is_refused_and_named(self, text: str, named: str) -> None:
+        assert named in refused(text)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PATH", "BASH_ENV", "GLEXEC_ID", "SUDO_UID", "X509_USER_PROXY"],
+    )
+    def test_variables_that_steer_programs_are_never_preserved(self, name: str) -> None:
+        assert name in refused(MINIMAL + f"preserve_env_variables = LANG {name}\n")
+
+    @given(st.text())
+    def test_any_text_is_read_or_refused(self, text: str) -> None:
+        try:
+            conf = policy.parse_conf(text)
+        except Refusal as refusal:
+            assert refusal.code == SYSTEM_ERROR
+        else:
+            assert conf.user_white_list and conf.pool_accounts
+
+
+class TestLists:
+    @pytest.mark.parametrize(
+        ("account", "patterns", "expected"),
+        [
+            ("pilot001", (".pilot",), True),
+            ("pilot", (".pilot",), False),
+            ("pilotx", (".pilot",), False),
+            ("pilot001x", (".pilot",), False),
+            ("xpilot001", (".pilot",), False),
+            ("pilot001\n", (".pilot",), False),
+            ("pilot٣", (".pilot",), False),
+            ("glexec", (".gl",), False),
+            ("factory", ("factory",), True),
+            ("factory1", ("factory",), False),
+            ("gl001", (), False),
+            ("gl001", (".pilot", ".gl"), True),
+        ],
+    )
+    def test_listed(self, account: str, patterns: tuple[str, ...], expected: bool) -> None:
+        assert policy.listed(account, patterns) is expected
+
+
+class TestTarget:
+    conf = Conf(user_white_list=(".pilot",), pool_accounts=(".gl", "root", "pilot001"))
+
+    def test_a_pool_account_is_accepted(self) -> None:
+        policy.check_target("gl001", 21001, 20001, self.conf)
+
+    @pytest.mark.parametrize(
+        ("name", "uid"),
+        [
+            ("root", 0),  # even where the configuration names it
+            ("gl001", 999),
+            ("pilot001", 20001),  # the caller himself
+            ("pilot002", 20002),
+            ("alice", 1500),
+        ],
+    )
+    def test_no_other_account_is(self, name: str, uid: int) -> None:
+        with pytest.raises(Refusal) as caught:
+            policy.check_target(name, uid, 20001, self.conf)
+        assert caught.value.code == AUTHORISATION_ERROR
+
+    def test_the_group_must_be_one_of_the_account(self) -> None:
+        policy.check_group("gl001", 21000, [21000, 21050])
+        policy.check_group("gl001", 21050, [21000, 21050])
+
+    @pytest.mark.parametrize("gid", [0, 42, 20000])
+    def test_no_other_group_is_taken(self, gid: int) -> None:
+        with pytest.raises(Refusal) as caught:
+            policy.check_group("gl001", gid, [21000, 0, 42])
+        assert caught.value.code == AUTHORISATION_ERROR
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("exit 0", 0),
+        ("exit 1", 1),
+        ("exit 126", 126),
+        ("exit 200", 200),
+        ("exit 201", 204),
+        ("exit 202", 204),
+        ("exit 203", 204),
+        ("exit 204", 204),
+        ("exit 205", 205),
+        ("kill -TERM $$", 143),
+        ("kill -KILL $$", 137),
+    ],
+)
+def test_exit_codes_of_real_processes(program: str, expected: int) -> None:
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", program], os.environ)
+    assert policy.exit_code(os.waitpid(pid, 0)[1]) == expected
+
+
+class TestEnvironment:
+    account: ClassVar = {"name": "gl001", "home": "/home/gl001", "shell": ""}
+
+    def test_nothing_of_the_callers_gets_through(self) -> None:
+        conf = Conf(user_white_list=(".pilot",), pool_accounts=(".gl",))
+        callers = {"HOME": "/home/pilot001", "SECRET": "x", "LD_PRELOAD": "/evil.so", "GLEXEC_CLIENT_CERT": "/p"}
+        assert policy.payload_environment(self.account, conf, callers, "") == {
+            "HOME": "/home/gl001",
+            "USER": "gl001",
+            "LOGNAME": "gl001",
+            "SHELL": "/bin/sh",
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+        }
+
+    def test_but_what_is_preserved_and_wrapped(self) -> None:
+        conf = Conf(user_white_list=(".pilot",), pool_accounts=(".gl",), preserve_env_variables=("LANG", "ABSENT"))
+        callers = {"LANG": "C", "GLEXEC_ENV": "abc", "X509_USER_PROXY": "/pilots"}
+        made = policy.payload_environment(self.account, conf, callers, "/copy")
+        assert (made["LANG"], made["GLEXEC_ENV"], made["X509_USER_PROXY"]) == ("C", "abc", "/copy")
+        assert "ABSENT" not in made
+
+
+class TestLogLine:
+    def test_a_field_cannot_forge_another_line_or_field(self) -> None:
+        line = policy.record({"id": 'job" exit=0\nglexec: forged\x1b[2J\\', "exit": 203})
+        assert line == 'id="job? exit=0?glexec: forged?[2J?" exit=203'
+
+    @given(st.text())
+    def test_any_text_stays_one_quoted_field(self, text: str) -> None:
+        line = policy.record({"id": text})
+        assert line.isprintable()
+        assert line.count('"') == 2
+
+    def test_long_text_is_cut(self) -> None:
+        assert len(policy.printable("x" * 100_000)) < 600
+
+
+HYBRID = (
+    "31 30 0:35 / /sys/fs/cgroup/blkio ro,nosuid shared:1 - cgroup cgroup rw,blkio\n"
+    "32 30 0:38 / /sys/fs/cgroup/unified rw,nosuid shared:2 - cgroup2 cgroup rw\n"
+)
+PURE = "32 30 0:38 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
+class TestCgroup:
+    @pytest.mark.parametrize(
+        ("mountinfo", "cgroup", "expected"),
+        [
+            (PURE, "0::/system.slice/slurmd.service\n", "/sys/fs/cgroup/system.slice/slurmd.service"),
+            (HYBRID, "8:pids:/x\n0::/job\n", "/sys/fs/cgroup/unified/job"),
+            (PURE, "0::/\n", "/sys/fs/cgroup"),
+            (HYBRID, "0::/../../outside\n", ""),
+            (HYBRID, "8:pids:/x\n", ""),
+            (HYBRID.splitlines()[0] + "\n", "0::/job\n", ""),
+            (PURE.replace(" / /", " /docker/1 /"), "0::/docker/1/a\n", "/sys/fs/cgroup/a"),
+            (PURE.replace(" / /", " /docker/1 /"), "0::/elsewhere\n", ""),
+        ],
+    )
+    def test_own_cgroup(self, mountinfo: str, cgroup: str, expected: str) -> None:
+        assert policy.unified_cgroup(mountinfo, cgroup) == expected
+
+    def test_fields_of_stat_behind_a_hostile_name(self) -> None:
+        fields = " ".join(str(number) for number in range(5, 53))
+        stat = f"17 (a) S 1 (b)) S 4 {fields}\n"
+        assert policy.parent(stat) == 4
+        assert policy.start_time(stat) == 22
+
+    def test_fields_of_a_real_process(self) -> None:
+        assert policy.parent(Path("/proc/self/stat").read_text()) == os.getppid()
+
+    def test_descendants(self) -> None:
+        parents = {1: 0, 2: 1, 3: 2, 4: 3, 5: 1, 6: 5, 7: 7}
+        assert policy.descendants(2, parents) == {3, 4}
+        assert policy.descendants(1, parents) == {2, 3, 4, 5, 6}
+        assert policy.descendants(4, parents) == set()
+
+
+class TestSandbox:
+    @pytest.mark.parametrize("name", [".job.ad", ".machine.ad", "_condor_stdout", "_condor_stderr", ".update.ad"])
+    def test_htcondors_files_stay(self, name: str) -> None:
+        assert policy.stays_callers(name)
+
+    @pytest.mark.parametrize("name", ["job.ad", "condor_stdout", "x509up", "condor_exec.exe", ".job_wrapper_failure"])
+    def test_the_jobs_files_go(self, name: str) -> None:
+        assert not policy.stays_callers(name)
+
+    def test_the_kernel_takes_the_acl_as_it_is_meant(self, tmp_path: Path) -> None:
+        try:
+            os.setxattr(tmp_path, policy.ACL_NAME, policy.acl(21001, 7, 5))
+        except OSError as error:
+            pytest.skip(f"no ACLs on {tmp_path}: {error}")
+        assert os.getxattr(tmp_path, policy.ACL_NAME) == policy.acl(21001, 7, 5)
+        assert tmp_path.stat().st_mode & 0o777 == 0o750  # the group's bits show the mask; the group itself has none
+
+
+class TestWrappedEnvironment:
+    @given(st.dictionaries(st.binary(min_size=1).filter(lambda name: not {0, 61} & set(name)), st.binary()))
+    def test_what_is_wrapped_comes_out(self, environment: dict[bytes, bytes]) -> None:
+        environment = {name: value.replace(b"\0", b"") for name, value in environment.items()}
+        kept = {
+            name: value
+            for name, value in environment.items()
+            if name.decode(errors="replace") not in wrapenv.ACCOUNTS_OWN and not name.startswith(b"GLEXEC_")
+        }
+        assert wrapenv.unwrap(wrapenv.wrap(environment)) == kept
+
+    def test_the_accounts_own_variables_do_not(self) -> None:
+        wrapped = wrapenv.wrap({b"HOME": b"/pilot", b"X509_USER_PROXY": b"/pilots", b"GLEXEC_ID": b"7", b"A": b"1"})
+        assert wrapenv.unwrap(wrapped) == {b"A": b"1"}
+
+    def test_a_bomb_is_refused(self) -> None:
+        bomb = base64.b64encode(gzip.compress(b"A=" + bytes(wrapenv.LARGEST))).decode()
+        with pytest.raises(ValueError, match="bytes"):
+            wrapenv.unwrap(bomb)
+
+    @given(st.text())
+    def test_any_other_text_is_refused_or_empty(self, text: str) -> None:
+        with contextlib.suppress(ValueError, OSError, EOFError):
+            assert isinstance(wrapenv.unwrap(text), dict)
+
+    def test_the_two_programs_together(self) -> None:
+        """Across two real processes, as the job wrapper uses them."""
+        program = "import sys; from pilotbed.glexec.wrapenv import {0} as main; sys.exit(main())"
+        base = {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+        def run(env: dict[str, str], main: str, *arguments: str) -> str:
+            command = [sys.executable, "-c", program.format(main), *arguments]
+            return subprocess.run(command, env=base | env, capture_output=True, text=True, check=True).stdout
+
+        wrapped = run({"A": "1\n2", "HOME": "/x"}, "wrap_main").strip()
+        show = ("--", "/bin/sh", "-c", 'printf %s "$A|$HOME|$GLEXEC_ENV|$LC_CTYPE"')
+        assert run({"HOME": "/y", "GLEXEC_ENV": wrapped}, "unwrap_main", *show) == "1\n2|/y||"
