@@ -493,10 +493,11 @@ def test_an_earlier_run_of_the_same_directory_is_not_touched(site: Site) -> None
 
 # --- what the scripts of the stage decide ---
 
-REFUSES = "glexec: the site gives /DC=test/CN=pilot no account: see the node's log (lcmaps)"
+REFUSES = "glexec: the proxy maps to the account pilot001, which is not in pool_accounts (.gl)"
 GLEXECS = {
     "maps": "echo 'uid=21001(gl001) gid=21000(gridlab)'; echo Hello World",
     "refuses pilots": f'echo "{REFUSES}" >&2; exit 203',
+    "refuses everybody": 'echo "glexec: the site gives /DC=test/CN=pilot no account" >&2; exit 203',
     "knows no caller": "echo 'glexec: sudo: a password is required' >&2; exit 203",
     "fails": "echo 'glexec: LCMAPS does not start' >&2; exit 202",
     "does not switch": "id; echo Hello World",

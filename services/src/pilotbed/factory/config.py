@@ -73,6 +73,8 @@ class Entry:
         allow_frontends: SecurityNames, or ``NAME:CLASS``; empty for all.
         limits: how many pilots.
         max_walltime: seconds that the queue lets a pilot run.
+        work_dir: where a pilot makes its work directory: the worker's own disk, not the session directory, which is
+            shared with the CE. AUTO takes TMPDIR or /var/tmp; see glidein_startup.sh -dir for more.
     """
 
     gatekeeper: str
@@ -83,6 +85,7 @@ class Entry:
     relays: tuple[str, ...] = ()
     glexec: str = "NONE"
     max_walltime: int = 86400
+    work_dir: str = "AUTO"
     attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     allow_frontends: tuple[str, ...] = ()

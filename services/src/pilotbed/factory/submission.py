@@ -47,7 +47,7 @@ class Submission:
             "subcluster": "$(Process)",
             "submitcredid": trusted.credential.credential,
             "proxy": entry.proxy,
-            "dir": ".",
+            "dir": entry.work_dir,
             "web": stage.web,
             "signtype": stage.signtype,
             "sign": stage.main.sign,

@@ -38,7 +38,7 @@ KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/s
 TIDY = r"""
 set -eu
 cd "$1"
-rm -f etc/ssh/ssh_host_* etc/machine-id var/lib/dbus/machine-id var/log/*.log var/log/apt/*
+rm -f etc/resolv.conf etc/ssh/ssh_host_* etc/machine-id var/lib/dbus/machine-id var/log/*.log var/log/apt/*
 rm -rf var/cache/apt/*.bin usr/share/locale/* var/lib/condor/spool/*
 # Installing A-REX makes a test CA, with its private key, and trusts it.
 rm -rf etc/arc.conf.d/*testCA* etc/grid-security/testCA* etc/grid-security/certificates/*

@@ -268,7 +268,7 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
     times = {
         "submitted": ad.get("QDate"),
         "pilot running": machine("GLIDEIN_Pilot_Start"),
-        "registered": machine("DaemonStartTime"),
+        "registered": _registered(str(ad.get("LastRemoteHost", ""))),
         "matched": ad.get("JobStartDate"),
         "running": ad.get("JobCurrentStartExecutingDate"),
         "done": ad.get("CompletionDate"),
@@ -289,6 +289,12 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
             int(lease["streams_total"]) for lease in status.get("leases", []) if lease["port"] == port
         )
     return found
+
+
+def _registered(slot: str) -> str:
+    """Return when the startd of ``slot`` (slot1_1@NAME) started, from the collector; "" if the pilot is gone."""
+    constraint = f'MyType == "Machine" && Name == "slot1@{slot.partition("@")[2]}"'
+    return str(host("central").run("condor_status -constraint %s -af DaemonStartTime", constraint).stdout).strip()
 
 
 def _requested(entry: str, queued: float) -> float | None:

@@ -47,8 +47,8 @@ find_glexec() {
 
 # Does it work? The pilot's own proxy is all there is to try it with.
 #   code 0, and another account: the site maps pilots, too.
-#   code 203 with LCMAPS's word that the DN in this proxy gets no account: white list, sudo, configuration and LCMAPS
-#   did their work, and only users have accounts here. Any other 203 (not white-listed, sudo) is a broken glexec.
+#   code 203, since LCMAPS gives this proxy a pilot's account, and no payload may have one: white list, sudo,
+#   configuration, LCMAPS, CA and VOMS checks have done their work. Any other 203 is a glexec that refuses everybody.
 try() {
     local output status
     output=$("$glexec" -V 2>&1 </dev/null) || { problem="$glexec -V: code $?: ${output//$'\n'/ }" && return 1; }
@@ -60,7 +60,7 @@ try() {
         [[ $output != "uid=$(id -u)("* ]] || { problem="$glexec did not change the account" && return 1; }
         ;;
     203)
-        [[ $output =~ "gives /".*" no account"|"is not in pool_accounts" ]] ||
+        [[ $output == *"is not in pool_accounts"* ]] ||
             { problem="$glexec: code 203: ${output//$'\n'/ }" && return 1; }
         ;;
     *) problem="$glexec: code $status: ${output//$'\n'/ }" && return 1 ;;
