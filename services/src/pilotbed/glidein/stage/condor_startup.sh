@@ -215,8 +215,19 @@ MASTER.DAEMON_SHUTDOWN = (STARTD_StartTime =?= 0)
 IS_GLIDEIN = True
 C
     if [[ $(gconfig_get GLEXEC_JOB) == True ]]; then
-        # sshd would be started through the wrapper, too: as the payload's account, where the tool asks for the pilot's.
-        printf '%s\n' 'GLIDEIN_Glexec_Start = x509userproxysubject =!= undefined' 'ENABLE_SSH_TO_JOB = False'
+        # gLExec protects the pilot from the payload, not from what HTCondor does for the job with the pilot's rights:
+        # without these lines "transfer_output_files = /path/of/pilot.pem", a file: URL or a user's own transfer plug-in
+        # hand out the pilot's proxy, and sshd or a pre-command run under its account (docs/glexec.md).
+        cat <<'C'
+FILETRANSFER_PLUGINS =
+STARTER_DISABLE_USER_SUPPLIED_TRANSFER_PLUGINS = True
+STARTER_ALLOW_JOB_PRE_AND_POST_CMD = False
+ENABLE_PEEK_JOB = False
+ENABLE_SSH_TO_JOB = False
+GLIDEIN_Glexec_Start = TARGET.x509userproxysubject =!= undefined && TARGET.JobUniverse == 5 \
+    && TARGET.OutputDestination =?= undefined && !regexp("(^|,)[ \t]*[/~]|[.][.]|[$][$]|:", \
+    strcat(TARGET.TransferOutput ?: "", ",", TARGET.TransferCheckpoint ?: ""))
+C
     else
         printf 'GLIDEIN_Glexec_Start = True\n'
     fi
