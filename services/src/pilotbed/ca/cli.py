@@ -1,17 +1,13 @@
-"""``pilotbed-ca`` (on the CA's host) and ``pilotbed-certificate`` (on every node that holds certificates)."""
+"""``pilotbed-ca``: the authority's command, on its host."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import pwd
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .authority import Authority, AuthorityError
 
@@ -67,51 +63,3 @@ def _publish(authority: Authority, days: float) -> None:
         partial.write_bytes(content)
         partial.chmod(0o644)
         partial.rename(PUBLISHED / name)
-
-
-def certificate(argv: Sequence[str] | None = None) -> int:
-    """Run ``pilotbed-certificate``; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="pilotbed-certificate", description="keys of this node: made here, they never leave it"
-    )
-    parser.add_argument("command", choices=["request", "install"])
-    arguments = parser.parse_args(argv)
-    document = json.load(sys.stdin)
-    if arguments.command == "request":
-        json.dump({item["cert"]: _request(item) for item in document if not Path(item["cert"]).exists()}, sys.stdout)
-    else:
-        for item in document["wanted"]:
-            if pem := document["signed"].get(f"{document['host']} {item['cert']}"):
-                _install(item, pem)
-    return 0
-
-
-def _request(item: dict[str, Any]) -> str:
-    """Return a PEM request for the key of ``item``, making the key first."""
-    key = Path(item["key"])
-    uid, gid = pwd.getpwnam(item["owner"]).pw_uid, pwd.getpwnam(item["owner"]).pw_gid
-    if not key.parent.is_dir():
-        key.parent.mkdir(mode=0o755, parents=True)
-        os.chown(key.parent, uid, gid)
-    if not key.exists():
-        with tempfile.TemporaryDirectory(dir=key.parent) as scratch:
-            made = Path(scratch, "key")
-            subprocess.run(["openssl", "genrsa", "-out", str(made), "2048"], check=True, capture_output=True)
-            os.chown(made, uid, gid)
-            made.chmod(0o400)
-            made.rename(key)
-    # The authority sets the subject; the request proves possession of the key.
-    done = subprocess.run(
-        ["openssl", "req", "-new", "-key", str(key), "-subj", "/CN=request", "-sha256"],
-        check=True, capture_output=True, text=True,
-    )
-    return done.stdout
-
-
-def _install(item: dict[str, Any], pem: str) -> None:
-    path = Path(item["cert"])
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(pem)
-    os.chown(partial, pwd.getpwnam(item["owner"]).pw_uid, pwd.getpwnam(item["owner"]).pw_gid)
-    partial.chmod(0o644)
-    partial.rename(path)

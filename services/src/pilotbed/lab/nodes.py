@@ -123,6 +123,11 @@ def leader(name: str) -> int | None:
     return None
 
 
+def running() -> list[str]:
+    """Return the names of the nodes that run."""
+    return sorted(path.stem for path in RUN.glob("*.leader") if leader(path.stem))
+
+
 def enter(name: str, *argv: str) -> list[str]:
     """Return the command that runs ``argv`` as root inside node ``name``.
 
@@ -138,7 +143,7 @@ def enter(name: str, *argv: str) -> list[str]:
     ]
 
 
-def _hierarchies() -> list[Path]:
+def hierarchies() -> list[Path]:
     """Return the mounted cgroup hierarchies: one on a pure v2 host, many on a hybrid one."""
     if (CGROUPS / "cgroup.procs").exists():
         return [CGROUPS]
@@ -148,7 +153,7 @@ def _hierarchies() -> list[Path]:
 def _make_cgroups(name: str) -> list[Path]:
     """Make and return the cgroups of a node: with one tree for all, each systemd would believe that it owns it."""
     made = []
-    for hierarchy in _hierarchies():
+    for hierarchy in hierarchies():
         path = hierarchy / SWITCH / name
         path.mkdir(parents=True, exist_ok=True)
         if (hierarchy / "cpuset.cpus").exists():
@@ -166,7 +171,7 @@ def _make_cgroups(name: str) -> list[Path]:
 
 def _remove_cgroups(name: str = "") -> None:
     """Kill what is left in a node's cgroups (of all nodes, without a name) and remove them."""
-    tops = [hierarchy / SWITCH / name for hierarchy in _hierarchies()]
+    tops = [hierarchy / SWITCH / name for hierarchy in hierarchies()]
     for _ in range(50):
         left = False
         for top in tops:
@@ -552,7 +557,7 @@ def leftovers() -> list[str]:
     netns = Path("/run/netns")
     if netns.is_dir():
         found += [f"network namespace {p.name}" for p in netns.iterdir() if p.name == SWITCH or p.name.startswith(f"{SWITCH}-")]
-    found += [f"cgroup {h / SWITCH}" for h in _hierarchies() if (h / SWITCH).exists()]
+    found += [f"cgroup {h / SWITCH}" for h in hierarchies() if (h / SWITCH).exists()]
     return found
 
 

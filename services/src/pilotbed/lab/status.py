@@ -75,7 +75,7 @@ def show(checkout: Path, grid: Topology) -> None:
     Raises:
         LabError: no node runs.
     """
-    running = [node.name for node in grid.nodes if nodes.leader(node.name)]
+    running = nodes.running()
     if not running:
         raise LabError("no node runs: `make lab` boots the grid")
     print("nodes")
