@@ -106,11 +106,15 @@ class CallbackModule(CallbackBase):
         content = result._result
         if self._play:
             self._line(f"  {self._play}: {what}")
-        lines = [f"\n{result._host.get_name()}: {result._task.get_name()}: {what}"]
+        # A task that runs once speaks for all hosts, not for the one that happened to run it.
+        where = "" if result._task.run_once else f"{result._host.get_name()}: "
+        lines = [f"\n{where}{result._task.get_name()}: {what}"]
         hidden = result._task.no_log or content.get("_ansible_no_log")
-        for key in () if hidden else ("msg", "stderr", "stdout"):
-            if text := str(content.get(key) or "").strip():
-                lines.append("\n".join(f"    {line}" for line in text.splitlines()[-30:]))
+        # Of a loop, what its items say: the task's own message is "One or more items failed".
+        for item in [item for item in content.get("results", []) if item.get("failed")] or [content]:
+            for key in () if hidden else ("msg", "stderr", "stdout"):
+                if text := str(item.get(key) or "").strip():
+                    lines.append("\n".join(f"    {line}" for line in text.splitlines()[-30:]))
         lines.append(f"    in {result._task.get_path()}; every task is in {self.get_option('log')}")
         lines.append("    Mend what it says and run the same command again: it goes on from there.")
         print("\n".join(lines), file=sys.stderr)
