@@ -42,8 +42,8 @@ test: lint unit grid ## lint, unit, service and grid tests
 lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint
 
-unit: ready ## decisions and services, without a grid
-	@$(PYTEST) tests/unit tests/services
+unit: ready ## decisions, services and the lab's own life, without a grid
+	@$(PYTEST) tests/unit tests/services tests/lab
 
 grid: ready ## the running grid, asked as its users do (boots the lab first, if need be)
 	@$(LAB) up && $(PYTEST) tests/grid
