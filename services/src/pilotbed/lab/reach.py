@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+import paramiko
 import testinfra
 import testinfra.backend
 from testinfra.backend import base
+from testinfra.backend import paramiko as paramiko_backend
 from testinfra.host import Host
 
 from . import nodes
@@ -32,7 +35,23 @@ class NsenterBackend(base.BaseBackend):  # type: ignore[misc]
         return self.run_local(" ".join(["%s"] * len(entered)), *entered)
 
 
-testinfra.backend.BACKENDS[NsenterBackend.NAME] = f"{__name__}.NsenterBackend"
+class SshBackend(paramiko_backend.ParamikoBackend):  # type: ignore[misc]
+    """testinfra's paramiko backend, but a host with an unknown key is refused where theirs only warns."""
+
+    NAME = "paramiko"
+
+    def _load_ssh_config(
+        self, client: paramiko.SSHClient, cfg: dict[str, Any], ssh_config: paramiko.SSHConfig, *args: Any
+    ) -> None:
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        super()._load_ssh_config(client, cfg, ssh_config, *args)
+        for path in ssh_config.lookup(self.host.name).get("userknownhostsfile", "~/.ssh/known_hosts").split():
+            if (known := Path(path).expanduser()).is_file():
+                client.load_host_keys(str(known))
+
+
+for backend in (NsenterBackend, SshBackend):
+    testinfra.backend.BACKENDS[backend.NAME] = f"{__name__}.{backend.__name__}"
 
 
 def host(name: str) -> Host:
