@@ -38,7 +38,8 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         args = self._task.args
         if unknown := sorted(set(args) - OPTIONS):
-            raise AnsibleActionFail(f"config_tree has no option {', '.join(unknown)}; it has {', '.join(sorted(OPTIONS))}")
+            known = ", ".join(sorted(OPTIONS))
+            raise AnsibleActionFail(f"config_tree has no option {', '.join(unknown)}; it has {known}")
         role = self._task._role
         if role is None:
             raise AnsibleActionFail("config_tree installs the tree of a role: use it in a role's tasks")

@@ -9,7 +9,8 @@ description:
   - Enters every namespace of the node's init. No sshd, no machined, nothing on a network.
 options:
   node:
-    description: Name of the node. In a delegated task only ansible_host names it, inventory_hostname is still the delegator's.
+    description:
+      - Name of the node. In a delegated task only ansible_host names it, inventory_hostname is still the delegator's.
     type: string
     required: true
     vars:

@@ -65,7 +65,7 @@ def _seconds(timestamp):
     if not timestamp:
         return 0
     moment = datetime.datetime.strptime(timestamp, "%a %Y-%m-%d %H:%M:%S.%f UTC")
-    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+    return moment.replace(tzinfo=datetime.UTC).timestamp()
 
 
 class Tree:
@@ -80,12 +80,14 @@ class Tree:
     def apply(self):
         """Bring files, accounts, directories and units into the wanted state; return Ansible's result."""
         files = self.wanted["files"]
-        early = [path for path in files if "/sysusers.d/" in path]
+        early = [path for path in files if Path(path).parent.name == "sysusers.d"]
         for path in early:
             if self._install(path, files[path]) and not self.check:
                 self._must("systemd-sysusers", path)
         for path in files:
-            if path not in early and self._install(path, files[path]) and "/tmpfiles.d/" in path and not self.check:
+            if path in early or not self._install(path, files[path]) or self.check:
+                continue
+            if Path(path).parent.name == "tmpfiles.d":
                 self._must("systemd-tmpfiles", "--create", path)
         if not self.check and any(path.startswith(UNITS_DIR) for path in self.changed):
             self._must("systemctl", "daemon-reload")
@@ -140,9 +142,8 @@ class Tree:
         if int(entry["mode"], 8) & 0o044 != 0o044:
             self.diff.append({"prepared": f"{path}: content is not shown, not everybody may read it\n"})
             return
-        lines = difflib.unified_diff(
-            before.decode(errors="replace").splitlines(True), after.decode(errors="replace").splitlines(True), path, path
-        )
+        old, new = (text.decode(errors="replace").splitlines(True) for text in (before, after))
+        lines = difflib.unified_diff(old, new, path, path)
         self.diff.append({"prepared": "".join(lines) or f"{path}: owner or mode\n"})
 
     def _units(self):

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from pilotbed.lab import LabError, image, nodes, topology
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -57,7 +57,7 @@ def _table(schema: Any, data: Any, where: str) -> Any:
         raise SettingsError(f"{where or 'file'}: {error}") from error
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one return for each kind of hint
+def _value(hint: Any, value: Any, where: str) -> Any:  # one return for each kind of hint
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _table(hint, value, where)

@@ -102,7 +102,9 @@ class Authority:
         if self.certificate_path.exists():
             if self._certificate().subject != name:
                 have = self._certificate().subject.rfc4514_string()
-                raise AuthorityError(f"{self.directory} holds the authority {have}, not {dn}: keep the name, or move it away")
+                raise AuthorityError(
+                    f"{self.directory} holds the authority {have}, not {dn}: keep the name, or move it away"
+                )
             return False
         self._issued.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)

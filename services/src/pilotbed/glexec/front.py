@@ -4,8 +4,6 @@ It reads the command line, has sudo start the root part, passes signals on (the 
 and ends when the payload ends. Its end, whatever the cause, is the end of the payload.
 """
 
-# ruff: noqa: PTH123
-
 import contextlib
 import os
 import select

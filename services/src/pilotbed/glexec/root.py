@@ -5,7 +5,7 @@ the *monitor*, which started the payload and watches it. If one is killed, the o
 kernel kills the payload's first process and the next call kills the rest (``tree``).
 """
 
-# ruff: noqa: PTH104, PTH108, PTH109, PTH113, PTH116, PTH120, PTH123
+# ruff: noqa: PTH104, PTH108, PTH109, PTH113, PTH116, PTH120
 # Descriptors and single system calls: between two looks at a path it may have become another file.
 
 import contextlib

@@ -65,10 +65,10 @@ def node_cpu() -> float:
 def memory() -> dict[str, int]:
     """Return what all processes of all nodes hold: their proportional share (PSS), in MiB, and how many they are."""
     total = count = 0
-    spaces = {os.stat(f"/proc/{pid}/ns/pid").st_ino for name in nodes.running() if (pid := nodes.leader(name))}
+    spaces = {Path(f"/proc/{pid}/ns/pid").stat().st_ino for name in nodes.running() if (pid := nodes.leader(name))}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if os.stat(path / "ns/pid").st_ino in spaces:
+            if (path / "ns/pid").stat().st_ino in spaces:
                 found = re.search(r"^Pss:\s*(\d+)", (path / "smaps_rollup").read_text(), re.MULTILINE)
                 total += int(found[1]) if found else 0
                 count += 1

@@ -133,9 +133,10 @@ def build(checkout: Path, log: Path) -> Path:
                 '--dpkgopt=path-exclude=/usr/share/doc/*',
                 "--aptopt=Acquire::Languages \"none\"",
                 *_apt_options(),
-                f"--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\" && cp {preferences} \"$1/etc/apt/preferences.d/pilotbed\"",
+                f'--setup-hook=d="$1/etc/apt/preferences.d" && mkdir -p "$d" && cp {preferences} "$d/pilotbed"',
                 # A-REX's installation asks for the host's full name ("hostname: Name or service not known").
-                '--essential-hook=printf "127.0.0.1 localhost\\n127.0.1.1 image.invalid $(hostname)\\n" > "$1/etc/hosts"',
+                '--essential-hook=printf "127.0.0.1 localhost\\n127.0.1.1 image.invalid $(hostname)\\n" '
+                '> "$1/etc/hosts"',
                 f"--customize-hook={tidy} \"$1\"",
                 SUITE, str(partial), *sources(),
             ]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from . import LabError
-from .topology import Network, Node, Topology
+from .topology import Node, Topology
 
 STATE = Path("/var/lib/pilotbed/lab")
 SNAPSHOTS = STATE / "snapshots"
@@ -116,7 +116,7 @@ def leader(name: str) -> int | None:
     try:
         pid = int((RUN / f"{name}.leader").read_text())
         # PIDs come again: only a process that lives in the node's network namespace is its init.
-        if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(f"/run/netns/{_netns(name)}").st_ino:
+        if Path(f"/proc/{pid}/ns/net").stat().st_ino == Path(f"/run/netns/{_netns(name)}").stat().st_ino:
             return pid
     except (OSError, ValueError):
         pass
@@ -184,7 +184,7 @@ def _remove_cgroups(name: str = "") -> None:
                     for pid in Path(directory, "cgroup.procs").read_text().split():
                         os.kill(int(pid), signal.SIGKILL)
                 with contextlib.suppress(OSError):
-                    os.rmdir(directory)
+                    Path(directory).rmdir()
             left = left or top.is_dir()
         if not left:
             return
@@ -409,8 +409,9 @@ class Lab:
         hostkey = directory / "hostkey"
         if hostkey.exists():
             return
-        (root / "etc/hostname").write_text(f"{node.name}.{self.topology.domain}\n")
-        (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {node.name}.{self.topology.domain} {node.name}\n")
+        full = f"{node.name}.{self.topology.domain}"
+        (root / "etc/hostname").write_text(f"{full}\n")
+        (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {full} {node.name}\n")
         (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
         partial = directory / "hostkey.partial"
         partial.unlink(missing_ok=True)
@@ -465,7 +466,9 @@ def _start_process(name: str, command: list[str], console: Path, environment: di
 def _start_unit(name: str, command: list[str], console: Path) -> int:
     """Start a node as a transient unit of the host's systemd and return the PID of its init."""
     unit = f"{SWITCH}-{name}.service"
-    properties = ("Type=notify", "NotifyAccess=all", "Delegate=yes", "KillMode=mixed", f"TimeoutStartSec={BOOT_TIMEOUT}")
+    properties = (
+        "Type=notify", "NotifyAccess=all", "Delegate=yes", "KillMode=mixed", f"TimeoutStartSec={BOOT_TIMEOUT}",
+    )
     done = subprocess.run(
         ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--slice=machine.slice",
          "--setenv=SYSTEMD_NSPAWN_API_VFS_WRITABLE=network", f"--property=StandardOutput=truncate:{console}",
@@ -556,7 +559,8 @@ def leftovers() -> list[str]:
         found += [f"mount {line.split()[1]}" for line in mounts if line.split()[1].startswith(f"{STATE}/")]
     netns = Path("/run/netns")
     if netns.is_dir():
-        found += [f"network namespace {p.name}" for p in netns.iterdir() if p.name == SWITCH or p.name.startswith(f"{SWITCH}-")]
+        names = [path.name for path in netns.iterdir()]
+        found += [f"network namespace {name}" for name in names if f"{name}-".startswith(f"{SWITCH}-")]
     found += [f"cgroup {h / SWITCH}" for h in hierarchies() if (h / SWITCH).exists()]
     return found
 

@@ -38,6 +38,9 @@ FILES = {
     "ce_arc": ("/var/log/arc/arex.log", "/var/log/arc/arex-jobs.log", "/var/log/arc/ws-interface.log"),
 }
 
+#: Expression for condor_q: the state of a job as a word.
+STATE = r"""'JobStatus == 2 ? "running" : JobStatus == 5 ? "held" : "idle"'"""
+
 
 def groups(checkout: Path, node: str) -> list[str]:
     """Return the groups of ``node``."""
@@ -90,7 +93,7 @@ def show(checkout: Path, grid: Topology) -> None:
         print(f"  {node.name:<14} {'failed: ' + bad if bad else 'up':<9} {where}")
     print("\npilots (entry, pilots queued or running at the computing element)")
     print(_indent(host("factory").run(
-        "condor_q -nobatch -allusers -af:j GlideinEntryName 'JobStatus == 2 ? \"running\" : JobStatus == 5 ? \"held\" : \"idle\"' GridJobStatus"
+        f"condor_q -nobatch -allusers -af:j GlideinEntryName {STATE} GridJobStatus"
     ).stdout) or "  none")
     print("\nslots (name, site, state, activity, way)")
     print(_indent(host("central").run(
@@ -102,7 +105,7 @@ def show(checkout: Path, grid: Topology) -> None:
         print(f"  {lease['port']}  {lease.get('pilot', '')}  {lease.get('streams_total', 0)}")
     print("\njobs (id, user, state, command)")
     print(_indent(host("submit").run(
-        "condor_q -nobatch -allusers -af:j Owner 'JobStatus == 2 ? \"running\" : JobStatus == 5 ? \"held\" : \"idle\"' Cmd"
+        f"condor_q -nobatch -allusers -af:j Owner {STATE} Cmd"
     ).stdout) or "  none")
 
 

@@ -59,7 +59,7 @@ class LeaseBook:
     def __contains__(self, lease: Lease) -> bool:
         return lease.id in self._leases
 
-    def register(  # noqa: PLR0917
+    def register(
         self, dn: str, pilot: str, wanted: str | None, expires: float, now: float, unusable: Iterable[int] = ()
     ) -> Lease:
         """Give a lease, or the one that is asked for again.

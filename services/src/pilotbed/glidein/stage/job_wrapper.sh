@@ -1,4 +1,5 @@
 #!/usr/bin/busybox sh
+# shellcheck shell=dash
 # USER_JOB_WRAPPER of a pilot's starter: has glexec run the job as the account of the job's user.
 #
 # The starter gives this program the job's environment, which the user wrote, and the pilot's uid. So it must not be loaded
