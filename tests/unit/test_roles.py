@@ -1,0 +1,103 @@
+"""group = role = play, and every role documents what it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
+PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
+
+
+def read(path: Path) -> Any:
+    """Return the YAML of a file, or {} where there is none: a role has only the parts that it needs."""
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def specification(role: Path) -> dict[str, dict[str, Any]]:
+    """Return the documented inputs of a role."""
+    options: dict[str, dict[str, Any]] = read(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
+    return options
+
+
+def groups() -> list[str]:
+    return list(read(CHECKOUT / "inventory/common/groups.yml")["all"]["children"])
+
+
+def plays(path: Path) -> list[tuple[str, list[str]]]:
+    """Return (hosts, roles) of the plays of a playbook that have roles."""
+    return [(play["hosts"], play["roles"]) for play in read(path) if "roles" in play]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_inputs_are_documented_and_have_defaults(role: Path) -> None:
+    documented = specification(role)
+    defaults = read(role / "defaults/main.yml")
+    assert {name for name, option in documented.items() if not option.get("required")} == set(defaults)
+    assert not [name for name, option in documented.items() if not option.get("description") or not option.get("type")]
+    # A default that is stated in both places is the same in both.
+    stated = {name: option["default"] for name, option in documented.items() if "default" in option}
+    assert stated == {name: defaults[name] for name in stated}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_variables_carry_the_name_of_their_role(role: Path) -> None:
+    names = {*specification(role), *read(role / "defaults/main.yml"), *read(role / "vars/main.yml")}
+    assert not [name for name in names if not name.removeprefix("__").startswith(f"{role.name}_")]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_role_says_what_it_is(role: Path) -> None:
+    about = read(role / "meta/main.yml")["galaxy_info"]
+    assert about["license"] == "Apache-2.0"
+    assert about["description"]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_role_installs_the_packages_that_the_image_has_for_it(role: Path) -> None:
+    """On a machine that was not made from the image, the role brings them itself."""
+    installed = [
+        task["ansible.builtin.apt"]["name"] for task in read(role / "tasks/main.yml") if "ansible.builtin.apt" in task
+    ]
+    listed = [name for name in read(role / "vars/main.yml") if name.endswith("_packages")]
+    assert [name for name in listed if f"{{{{ {name} }}}}" not in installed] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_dependencies_are_roles(role: Path) -> None:
+    known = {other.name for other in ROLES}
+    assert {item["role"] for item in read(role / "meta/main.yml")["dependencies"]} <= known
+
+
+@pytest.mark.parametrize("group", groups())
+def test_a_group_has_its_role_and_its_play(group: str) -> None:
+    assert group in {role.name for role in ROLES}
+    assert (group, [group]) in [play for path in PLAYBOOKS for play in plays(path)]
+
+
+def test_site_yml_imports_every_layer() -> None:
+    imported = {play["ansible.builtin.import_playbook"] for play in read(CHECKOUT / "playbooks/site.yml")}
+    assert {path.name for path in PLAYBOOKS if plays(path)} <= imported
+    assert read(CHECKOUT / "playbooks/site.yml")[0]["ansible.builtin.import_playbook"] == "validate.yml"
+
+
+def test_ports_are_exported_by_roles_that_are_groups() -> None:
+    exports = read(CHECKOUT / "inventory/common/group_vars/all/firewall.yml")["grid_firewall"]
+    assert set(exports) <= set(groups())
+    for role, ports in exports.items():
+        for port in ports:
+            assert set(port) == {"port", "proto", "from"}, role
+            assert port["from"] in {"any", "site"}, role
+
+
+@pytest.mark.parametrize("path", sorted(CHECKOUT.glob("inventory/*/hosts.yml")), ids=lambda path: path.parent.name)
+def test_an_inventory_uses_only_known_groups_and_sites(path: Path) -> None:
+    tree = read(path)["all"]
+    unknown = set(tree["children"]) - set(groups())
+    assert all(name.startswith("site_") for name in unknown)
+    members = {host for group in tree["children"].values() for host in group["hosts"]}
+    assert members == set(tree["hosts"])
