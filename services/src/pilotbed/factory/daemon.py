@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from pilotbed.daemon import Daemon, NotReady, run
 from pilotbed.pool import Collector, PoolError, Schedd, any_of, equals, open_door
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, Value, answer_ad
 from pilotbed.protocol.crypto import FactoryKey
 from pilotbed.protocol.stage import Stage, parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event, run_loop, set_up_logging, write_status
-from pilotbed.settings import SettingsError, load
+from pilotbed.service import event
 
 from .config import PARAMETERS, Config
 from .credentials import Store
@@ -33,23 +30,18 @@ _log = logging.getLogger("pilotbed.factory")
 CLUSTER = 10
 
 
-class NotReady(Exception):
-    """Something that the factory needs is missing; the message says what and how to get it."""
-
-
-class Factory:
+class Factory(Daemon):
     """One factory: what it remembers from turn to turn, and the turn itself."""
 
     def __init__(self, config: Config) -> None:
+        super().__init__(config.status, config.loop_delay)
         self.config = config
         self.rules = Rules(config.name, FactoryKey.generate(), config.frontends, config.entries, PARAMETERS)
         self.collector = Collector(config.collector)
         self.store = Store(config.directory / "credentials")
         self.submission = Submission(config.name, socket.getfqdn(), config.executable, config.verbosity)
-        self.turns = 0
         self.started = int(time.time())
         self.refused: dict[str, str] = {}
-        self.said: dict[str, str] = {}
         self.entries: dict[str, dict[str, Any]] = {name: {} for name in config.entries}
         self.proxies: dict[CredentialName, Proxy] = {}
 
@@ -136,13 +128,6 @@ class Factory:
     def believe(self, ad: Mapping[str, Value]) -> None:
         """Forget an earlier refusal of ``ad``."""
         self.refused.pop(f"{ad.get('GlideinMyType', '?')} {ad.get('Name', '?')}", None)
-
-    def say(self, about: str, what: str, **fields: object) -> None:
-        """Log a line about something unless the last one about it was the same."""
-        line = event(what, **fields)
-        if self.said.get(about) != line:
-            _log.info(line)
-        self.said[about] = line
 
     # -- doing
 
@@ -263,37 +248,21 @@ class Factory:
         for kind, whose in ((Kind.OFFER, mine), (Kind.GLOBAL_OFFER, mine), (Kind.ANSWER, answers)):
             self.collector.invalidate(kind.my_type, whose, kind.invalidate)
 
-    def write_status(self, began: float, error: str) -> None:
-        """Write the status file."""
-        now = time.time()
-        write_status(self.config.status, {
+    def status(self, now: float) -> dict[str, Any]:
+        """Return entries, credentials and refusals."""
+        return {
             "factory": str(self.config.name),
-            "time": int(now),
-            "turn": self.turns,
-            "seconds": round(now - began, 3),
-            "loop_delay": self.config.loop_delay,
-            "error": error,
             "entries": self.entries,
             "credentials": {
                 name.filename: {"dn": proxy.dn, "left": proxy.left(now)} for name, proxy in self.proxies.items()
             },
             "refused": self.refused,
-        })  # fmt: skip
+        }
 
     # -- the turn
 
-    def turn(self) -> None:
-        """Read, decide, act, answer; on an error say so in the status file."""
-        began = time.time()
-        self.turns += 1
-        try:
-            self._turn()
-        except (PoolError, NotReady) as error:
-            self.write_status(began, str(error))
-            raise
-        self.write_status(began, "")
-
-    def _turn(self) -> None:
+    def work(self) -> None:
+        """Read, decide, act, answer."""
         stage = self.stage()
         downtimes = self.downtimes()
         schedd = Schedd()
@@ -320,30 +289,16 @@ class Factory:
         self.advertise(decisions, downtimes, any(acted))
 
 
+def start(config: Config) -> Factory:
+    """Open the door to the local pool and return the factory."""
+    open_door()
+    _log.info(event("start", factory=config.name, collector=config.collector, entries=",".join(config.entries)))
+    return Factory(config)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the factory until it is told to stop."""
-    parser = argparse.ArgumentParser(prog="pilotbed-factory", description="Queue pilots as trusted frontends request.")
-    parser.add_argument("--config", type=Path, default=Path("/etc/pilotbed/factory.toml"), help="configuration file")
-    parser.add_argument("--check", action="store_true", help="only check the configuration")
-    options = parser.parse_args(argv)
-    set_up_logging()
-    os.umask(0o027)
-    try:
-        config = load(options.config, Config)
-    except SettingsError as error:
-        _log.error("%s", error)
-        return 2
-    if options.check:
-        return 0
-    open_door()
-    factory = Factory(config)
-    _log.info(event("start", factory=config.name, collector=config.collector, entries=",".join(config.entries)))
-    run_loop(factory.turn, config.loop_delay, (PoolError, NotReady))
-    try:
-        factory.withdraw()
-    except PoolError as error:
-        _log.warning(event("withdraw-failed", why=error))
-    return 0
+    return run("factory", "Queue pilots as trusted frontends request.", Config, start, argv)
 
 
 if __name__ == "__main__":

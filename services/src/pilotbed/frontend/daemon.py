@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
@@ -13,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pilotbed.daemon import Daemon, NotReady, run
 from pilotbed.pool import Collector, Expression, Identity, PoolError, Schedd, any_of, equals, open_door
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import ClientStage, Credentials, GlobalOffer, Kind, Offer, Request, Sealed, resource_ad
 from pilotbed.protocol.crypto import SessionKey
 from pilotbed.protocol.stage import parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event, run_loop, set_up_logging, write_status
-from pilotbed.settings import SettingsError, load
+from pilotbed.service import event
 
 from . import config as settings
 from .config import Config
@@ -29,37 +28,25 @@ from .decisions import Decision, History, Job, Slot, View, classify, decide
 _log = logging.getLogger("pilotbed.frontend")
 
 
-class NotReady(Exception):
-    """Something that the frontend needs is missing; the message says what and how to get it."""
-
-
 def credential_id(path: Path, dn: str) -> str:
     """Return the name of a credential in requests: eight characters that stay when the proxy is renewed."""
     return hashlib.sha256(f"{path}\0{dn}".encode()).hexdigest()[:8].upper()
 
 
-class Frontend:
+class Frontend(Daemon):
     """One frontend group: what it remembers from turn to turn, and the turn itself."""
 
     def __init__(self, config: Config) -> None:
+        super().__init__(config.status, config.loop_delay)
         self.config = config
         self.match = Expression(config.match)
         self.pool = Collector(config.pool)
         self.wms = Collector(config.factory)
-        self.turns = 0
         self.history: dict[str, History] = {}
         self.sessions: dict[str, tuple[SessionKey, str]] = {}
-        self.said: dict[str, str] = {}
         self.entries: dict[str, dict[str, Any]] = {}
         self.asked: set[str] = set()
         self.proxy: Proxy | None = None
-
-    def say(self, about: str, what: str, **fields: object) -> None:
-        """Log a line about something unless the last one about it was the same."""
-        line = event(what, **fields)
-        if self.said.get(about) != line:
-            _log.info(line)
-        self.said[about] = line
 
     # -- reading
 
@@ -234,34 +221,18 @@ class Frontend:
             Kind.RESOURCE.my_type, equals(GlideClientName=str(self.config.client)), Kind.RESOURCE.invalidate
         )
 
-    def write_status(self, began: float, error: str) -> None:
-        """Write the status file."""
-        now = time.time()
-        write_status(self.config.status, {
+    def status(self, now: float) -> dict[str, Any]:
+        """Return entries and the pilots' proxy."""
+        return {
             "client": str(self.config.client),
-            "time": int(now),
-            "turn": self.turns,
-            "seconds": round(now - began, 3),
-            "loop_delay": self.config.loop_delay,
-            "error": error,
             "entries": self.entries,
             "proxy": {"dn": self.proxy.dn, "left": self.proxy.left(now)} if self.proxy else None,
-        })  # fmt: skip
+        }
 
     # -- the turn
 
-    def turn(self) -> None:
-        """Look, decide, ask; on an error say so in the status file."""
-        began = time.time()
-        self.turns += 1
-        try:
-            self._turn()
-        except (PoolError, NotReady) as error:
-            self.write_status(began, str(error))
-            raise
-        self.write_status(began, "")
-
-    def _turn(self) -> None:
+    def work(self) -> None:
+        """Look, decide, ask."""
         config = self.config
         stage = self.stage()
         pem, unusable = self.pilot_proxy()
@@ -303,31 +274,17 @@ class Frontend:
             }
 
 
+def start(config: Config) -> Frontend:
+    """Open the door to the pools with the frontend's own certificate and return the frontend."""
+    certificate, key = (Path(os.path.expandvars(path)) for path in (config.certificate, config.key))
+    open_door(Identity(certificate, key))
+    _log.info(event("start", client=config.client, pool=config.pool, factory=config.factory, match=config.match))
+    return Frontend(config)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the frontend until it is told to stop."""
-    parser = argparse.ArgumentParser(prog="pilotbed-frontend", description="Ask for pilots where jobs wait.")
-    parser.add_argument("--config", type=Path, default=Path("/etc/pilotbed/frontend.toml"), help="configuration file")
-    parser.add_argument("--check", action="store_true", help="only check the configuration")
-    options = parser.parse_args(argv)
-    set_up_logging()
-    os.umask(0o027)
-    try:
-        config = load(options.config, Config)
-        certificate, key = (Path(os.path.expandvars(path)) for path in (config.certificate, config.key))
-        open_door(Identity(certificate, key))
-        frontend = Frontend(config)
-    except (SettingsError, PoolError) as error:
-        _log.error("%s", error)
-        return 2
-    if options.check:
-        return 0
-    _log.info(event("start", client=config.client, pool=config.pool, factory=config.factory, match=config.match))
-    run_loop(frontend.turn, config.loop_delay, (PoolError, NotReady))
-    try:
-        frontend.withdraw()
-    except PoolError as error:
-        _log.warning(event("withdraw-failed", why=error))
-    return 0
+    return run("frontend", "Ask for pilots where jobs wait.", Config, start, argv)
 
 
 if __name__ == "__main__":
