@@ -104,7 +104,7 @@ class Tree:
         if entry["content"] is None:
             if not target.is_symlink() and not target.exists():
                 return False
-            self._note(path, target.read_bytes(), b"", entry)
+            self._note(path, target.read_bytes() if target.exists() else b"", b"", entry)
             if not self.check:
                 target.unlink()
             return True

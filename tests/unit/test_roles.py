@@ -20,8 +20,8 @@ def read(path: Path) -> Any:
 
 def specification(role: Path) -> dict[str, dict[str, Any]]:
     """Return the documented inputs of a role."""
-    options: dict[str, dict[str, Any]] = read(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
-    return options
+    main: dict[str, dict[str, dict[str, Any]]] = read(role / "meta/argument_specs.yml")["argument_specs"]["main"]
+    return main.get("options", {})
 
 
 def groups() -> list[str]:
