@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import LabError, image, nodes, preflight, status, topology, walk
+from . import LabError, image, nodes, preflight, reach, status, topology, walk
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     command = arguments.command
+    if os.geteuid() != 0 and reach.local():
+        raise LabError("the lab's nodes are entered and made by root: run it as root")
     if command == "destroy":
         nodes.clear()
         print("nothing is left of the lab (the image stays, for the next one)")

@@ -54,12 +54,17 @@ for backend in (NsenterBackend, SshBackend):
     testinfra.backend.BACKENDS[backend.NAME] = f"{__name__}.{backend.__name__}"
 
 
+def local() -> bool:
+    """Return whether nodes are local ones, entered by nsenter; else they are reached over ssh."""
+    return os.environ.get("PILOTBED_CONNECTION", "nsenter") == "nsenter"
+
+
 def host(name: str) -> Host:
     """Return the testinfra host called ``name`` in the inventory.
 
     The environment variable PILOTBED_CONNECTION chooses: ``nsenter`` (default, local nodes) or ``paramiko`` (ssh).
     """
-    if os.environ.get("PILOTBED_CONNECTION", "nsenter") == "nsenter":
+    if local():
         return testinfra.get_host(f"nsenter://{name}")
     config = os.environ.get("PILOTBED_SSH_CONFIG", SSH_CONFIG)
     return testinfra.get_host(f"paramiko://{name}", ssh_config=config)
