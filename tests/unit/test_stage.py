@@ -6,11 +6,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
-import tarfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +242,6 @@ def test_the_relay_agent_is_one_reproducible_zip_application(tmp_path: Path) -> 
     assert agent.read_bytes() == stage.relay_agent()
     done = subprocess.run(["python3", "-I", str(agent), "--help"], capture_output=True, text=True, check=True)
     assert {"--server", "--proxy", "--cadir", "--state", "--pilot"} <= set(re.findall(r"--\w+", done.stdout))
-
-
-@pytest.mark.skipif(shutil.which("condor_master") is None, reason="HTCondor is not installed here")
-def test_the_packed_condor_is_small_and_reproducible() -> None:
-    tarball = stage.host_condor()
-    assert tarball == stage.host_condor()
-    assert len(tarball) < 25_000_000
-    with tarfile.open(fileobj=BytesIO(tarball)) as archive:
-        members = archive.getmembers()
-    assert "sbin/condor_startd" in {member.name for member in members}
-    assert not any(member.name.startswith("lib/libcrypto") for member in members)
-    assert all(member.mode == 0o755 and member.uid == 0 and member.mtime == 0 for member in members)
 
 
 def test_without_condor_the_remedy_is_named(tmp_path: Path) -> None:
