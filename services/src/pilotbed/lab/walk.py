@@ -1,7 +1,7 @@
 """The walk: two users' jobs through the whole grid, and the table of where each went and when.
 
 Everything in the table is evidence from the component that did it: the schedd's history, the factory's queue, the
-frontend's journal, the relay's counters, the job's own output.
+frontend's journal, the relay's counters, gLExec's line on the worker, the job's own output.
 """
 
 from __future__ import annotations
@@ -253,8 +253,6 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
         return "" if value in ("undefined", None) else str(value)
 
     found = Trace(walker.account, walker.fqan, job=job)
-    found.dn = str(ad.get("x509userproxysubject", ""))
-    found.fqan = str(ad.get("x509UserProxyFirstFQAN", walker.fqan))
     found.entry, found.site = machine("GLIDEIN_Entry_Name"), machine("GLIDEIN_Site")
     found.worker, found.pilot_account = machine("GLIDEIN_Worker"), machine("GLIDEIN_Pilot_Account")
     found.relay = machine("GLIDEIN_Relay_Address")
@@ -262,8 +260,9 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
     found.exit_code = ad.get("ExitCode")
     output = as_user(node, walker.account, f"cat {name}.out")
     found.first_line = output.partition("\n")[0]
-    if match := re.search(r"^uid=\d+\((\w+)\)", output, re.MULTILINE):
-        found.payload_account = match[1]
+    audit = _audit(found.worker, str(ad.get("GlobalJobId", "")))
+    found.dn, found.fqan = audit.get("dn", ""), audit.get("fqan", "")
+    found.payload_account = audit.get("target", "")
 
     times = {
         "submitted": ad.get("QDate"),
@@ -289,6 +288,15 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
             int(lease["streams_total"]) for lease in status.get("leases", []) if lease["port"] == port
         )
     return found
+
+
+def _audit(worker: str, job: str) -> dict[str, str]:
+    """Return the fields of gLExec's line about ``job`` (a GlobalJobId) in the journal of ``worker``; {} without one."""
+    if not worker:
+        return {}
+    lines = host(worker.partition(".")[0]).run("journalctl --identifier glexec --no-pager --output cat").stdout
+    ours = [line for line in lines.splitlines() if f'id="{job}"' in line]
+    return dict(re.findall(r'(\w+)="([^"]*)"', ours[-1])) if ours else {}
 
 
 def _registered(slot: str) -> str:
