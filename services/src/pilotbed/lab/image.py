@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,7 +116,7 @@ def build(checkout: Path, log: Path) -> Path:
         if image.is_dir():
             return image
         partial = image.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(partial)], check=True)
         with tempfile.TemporaryDirectory() as scratch:
             preferences = Path(scratch, "preferences")
             preferences.write_text(_preferences())
@@ -125,6 +124,9 @@ def build(checkout: Path, log: Path) -> Path:
             tidy.write_text("#!/bin/sh" + TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)))
             tidy.chmod(0o755)
             command = [
+                # In a mount namespace of its own: killed half-way, the builder leaves /proc and /sys mounted in the
+                # partial root, where the next one's clean-up would go down into them.
+                "unshare", "--mount", "--propagation=private", "--",
                 "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
                 "--include=" + ",".join(packages(checkout)),
                 # Written once per file instead of synced: a failed build is thrown away as a whole.

@@ -568,12 +568,11 @@ def leftovers() -> list[str]:
 def clear() -> None:
     """Remove every trace of any lab from the host, alive or dead, whoever made it. The images stay."""
     _clear_running()
-    shutil.rmtree(STATE, ignore_errors=True)
-    shutil.rmtree(RUN, ignore_errors=True)
     for _ in range(50):
+        # Never down into what is still mounted.
+        subprocess.run(["rm", "-rf", "--one-file-system", str(STATE), str(RUN)], capture_output=True, check=False)
         if not STATE.exists():
             break
-        shutil.rmtree(STATE, ignore_errors=True)
         time.sleep(0.1)
     if left := leftovers():
         raise LabError(f"this is left of the lab and cannot be removed: {'; '.join(left)}")
