@@ -143,7 +143,7 @@ def ok(node: Host, command: str, *args: str) -> str:
 
 def as_user(node: Host, account: str, command: str) -> tuple[int, str]:
     """Run a command as a user; return its exit code and all that it said."""
-    done = node.run("runuser --login %s --command %s", account, f"{command} 2>&1")
+    done = node.run("runuser --login %s --command %s", account, f"exec 2>&1; {command}")
     return done.rc, str(done.stdout)
 
 
