@@ -98,21 +98,18 @@ def jobs(submit):
 
 @pytest.fixture(scope="module")
 def pilots(jobs, alice, central):
-    """Two pilots of a site: `pilots(site)` returns their slots' ads, after two jobs if they are not there yet."""
+    """Have pilots at a site: ``pilots(site, count)`` returns when so many are there, after as many jobs if need be."""
 
-    def of(site):
-        if len(site.slots(central)) < 2:
-            waiting = [jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n") for _ in range(2)]
+    def have(site, count=1):
+        if len(site.slots(central)) < count:
+            waiting = [jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n") for _ in range(count)]
             for job in waiting:
                 job.holds(site)
             for job in waiting:
                 job.remove()
-        return until(f"two pilots of {site.name} are in the pool", lambda: two(site.slots(central)))
+        until(f"{count} pilots of {site.name} are in the pool", lambda: len(site.slots(central)) >= count)
 
-    def two(slots):
-        return slots if len(slots) > 1 else []
-
-    return of
+    return have
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ GLEXEC = "requirements = TARGET.GLEXEC_JOB =?= true"
 
 @pytest.fixture(scope="module")
 def attacked(jobs, filtered_site, alice, bob, pilots):
-    pilots(filtered_site)
+    pilots(filtered_site, 2)
     return attack(jobs, filtered_site, alice, bob, GLEXEC)
 
 
