@@ -56,7 +56,8 @@ def test_the_same_request_by_a_pilot_is_taken(grid):
 
 def test_a_refreshed_proxy_is_delegated_to_the_running_job(jobs, alice, submit, hidden_site):
     job = jobs.submit(alice, hidden_site, WATCH)
-    until("the job runs", lambda: job.status() == "running", 120)
+    # "Running" comes before the proxy is delegated: one refreshed in between is the only one that the payload sees.
+    until("the payload executes", lambda: "\n001 (" in job.read("log"), 120)
     code, said = as_user(submit, alice.account, f"voms-proxy-init --quiet --voms {GRID.vo}:{alice.fqan}")
     assert code == 0, said
     assert job.done(120)["ExitCode"] == 0, "the payload never saw another proxy"
