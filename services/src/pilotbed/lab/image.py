@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -143,12 +144,21 @@ def build(checkout: Path, log: Path) -> Path:
                 SUITE, str(partial), *sources(),
             ]
             with open(log, "w") as out:
-                done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+                done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False, env=_environment())
         if done.returncode:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise LabError(f"building the node image failed; the end of {log}:\n{tail}")
         partial.rename(image)
     return image
+
+
+def _environment() -> dict[str, str]:
+    """Return what of the caller's environment the builder may see: maintainer scripts look at more than one thinks.
+
+    With CONDOR_CONFIG set, HTCondor's makes its log directory elsewhere, and condor_master ends with status 4.
+    """
+    kept = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy")
+    return {name: os.environ[name] for name in kept if name in os.environ} | {"LANG": "C.UTF-8"}
 
 
 def _apt_options() -> list[str]:
