@@ -90,7 +90,7 @@ def up() -> None:
     lab = nodes.Lab(CHECKOUT, grid, image.path_of(CHECKOUT), print)
     lab.claim()
     if not image.path_of(CHECKOUT).is_dir():
-        _say("building the node image, once", time.monotonic())
+        print("  building the node image, once; var/log/image.log grows meanwhile", flush=True)
         begun = time.monotonic()
         image.build(CHECKOUT, CHECKOUT / "var/log/image.log")
         _say("node image", begun)
