@@ -454,10 +454,11 @@ def test_a_signal_ends_everything_at_once(site: Site, name: str) -> None:
     # A child of the script, and one that has run away from it.
     text = "#!/bin/bash\ntrap 'echo stopping; exit 3' TERM\nsetsid sleep 4242.1 & \nsleep 4242.2 &\necho up\nwait\n"
     site.put("factory", **last(text))
+    # Below nohup, or in a script's background, signals come ignored, and bash does not trap what came so: it hung here.
+    command = ["env", "--default-signal", *site.command(parameters={"GLIDEIN_Failure_Delay": "30"})]
     pilot = subprocess.Popen(
-        site.command(parameters={"GLIDEIN_Failure_Delay": "30"}), cwd=site.worker, env=clean(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        command, cwd=site.worker, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert pilot.stdout
     for line in pilot.stdout:
         if line == "up\n":
