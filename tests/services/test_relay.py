@@ -1,10 +1,5 @@
-"""The relay as it is run: `pilotbed-relay` and its agent as processes, a CA of the test's own, evidence from `status`.
+"""The relay as it is run: `pilotbed-relay` and its agent as processes (relaybed.py), evidence from `status`."""
 
-      client ──▶ dedicated port ─[ relay ]◀─ control (TLS) ─[ agent ]──▶ target (a daemon, played by the test)
-                                          ◀─ one stream a client ─
-"""
-
-import base64
 import contextlib
 import datetime as dt
 import hashlib
@@ -18,193 +13,13 @@ import sys
 import threading
 import time
 import urllib.request
-import zipapp
 from pathlib import Path
 
-import pilotbed
 import pki
 import pytest
-from cryptography.hazmat.primitives import serialization
-from pilotbed.relay.protocol import Connection, Open, Refused, Register, Registered, Side, encode, preface
+from pilotbed.relay.protocol import Open, Refused, Register, Registered, encode
 from pilotbed.x509 import make_proxy
-
-PILOT = "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=pilot"
-FRIEND = "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=friend"
-HOUR = dt.timedelta(hours=1)
-SOURCE = Path(pilotbed.__path__[0])
-
-
-def eventually(check, seconds=10.0, evidence=lambda: ""):
-    """The first true value of `check`; fails with `evidence` after `seconds`."""
-    until = time.monotonic() + seconds
-    while not (value := check()):
-        assert time.monotonic() < until, f"not in {seconds} s\n{evidence()}"
-        time.sleep(0.02)
-    return value
-
-
-def free_ports(count):
-    """Adjacent ports that nobody uses, below those that the kernel gives to clients."""
-    for first in range(20000 + os.getpid() % 9000, 32000, count):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return list(range(first, first + count))
-    raise AssertionError("no free ports")
-
-
-class Process:
-    """A program with its log in a file."""
-
-    def __init__(self, log, *command):
-        self.log = log
-        with log.open("ab") as file:
-            self.popen = subprocess.Popen([sys.executable, *map(str, command)], stdout=file, stderr=file)
-
-    def text(self):
-        return self.log.read_text()
-
-    def end(self, number=signal.SIGTERM):
-        if self.popen.poll() is None:
-            self.popen.send_signal(number)
-        return self.popen.wait(10)
-
-    def exit_code(self):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.popen.wait(15)
-        raise AssertionError(f"still running\n{self.text()}")
-
-
-class Bed:
-    """A relay with everything around it; `config` may be changed before `start_relay`."""
-
-    def __init__(self, directory):
-        self.directory = directory
-        self.ca = pki.Authority(directory / "certificates")
-        self.pilot = self.ca.issue(PILOT)
-        self.host = self.ca.issue("/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN=localhost", host="localhost")
-        self.host.save(directory / "host.pem")
-        control, metrics, *dedicated = free_ports(7)
-        self.control, self.metrics = control, metrics
-        self.config = {
-            "address": "127.0.0.1", "port": control, "public_address": "127.0.0.1",
-            "ports": [dedicated[0], dedicated[-1]], "metrics_port": 0,
-            "certificate": str(directory / "host.pem"), "key": str(directory / "host.pem"),
-            "ca_directory": str(directory / "certificates"), "authorized_dns": [PILOT, FRIEND],
-            "state": str(directory / "leases.json"), "status_socket": str(directory / "status.sock"),
-        }  # fmt: skip
-        self.agents = []
-        self.relay = None
-        self.sockets = contextlib.ExitStack()
-        # What the pilot stages, and nothing else; it runs without site-packages (-S), so standard library only.
-        staged = directory / "staged" / "pilotbed"
-        (staged / "relay").mkdir(parents=True)
-        for name in ("__init__.py", "relay/__init__.py", "relay/protocol.py", "relay/agent.py"):
-            (staged / name).write_bytes((SOURCE / name).read_bytes())
-        zipapp.create_archive(staged.parent, directory / "agent.pyz", main="pilotbed.relay.agent:main")
-
-    def start_relay(self):
-        # JSON's texts, numbers and lists are TOML's too.
-        file = self.directory / "relay.toml"
-        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
-        launch = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay.server import main;"
-        self.relay = Process(self.directory / "relay.log", "-c", launch + "sys.exit(main())", "--config", file)
-        eventually(lambda: self.relay.popen.poll() is not None or self.status(), evidence=self.relay.text)
-        assert self.relay.popen.poll() is None, self.relay.text()
-
-    def status(self):
-        with socket.socket(socket.AF_UNIX) as sock:
-            try:
-                sock.connect(self.config["status_socket"])
-            except OSError:
-                return None
-            return json.loads(b"".join(iter(lambda: sock.recv(65536), b"")))
-
-    def proxy(self, lifetime=HOUR, credential=None, name="proxy"):
-        path = self.directory / name
-        make_proxy(credential or self.pilot, lifetime).save(path)
-        return path
-
-    def start_agent(self, target=None, proxy=None, name="agent", server=None, port=None):
-        arguments = ["--server", server or f"localhost:{self.control}", "--proxy", proxy or self.proxy(),
-                     "--cadir", self.ca.directory, "--state", self.state(name), "--pilot", name]  # fmt: skip
-        if target or port:
-            arguments += ["--target", f"127.0.0.1:{port or target.port}"]
-        agent = Process(self.directory / f"{name}.log", "-I", "-S", self.directory / "agent.pyz", *arguments)
-        self.agents.append(agent)
-        return agent
-
-    def state(self, name="agent"):
-        return self.directory / f"{name}.json"
-
-    def registered(self, name="agent"):
-        """The state file, once the relay says that this agent is connected."""
-        def logs():
-            return "\n".join(file.read_text() for file in self.directory.glob("*.log"))
-        eventually(lambda: (self.lease(name) or {}).get("state") == "connected", evidence=logs)
-        return json.loads(eventually(lambda: self.state(name).exists() and self.state(name).read_text()))
-
-    def lease(self, name="agent"):
-        status = self.status()
-        return next((lease for lease in (status or {}).get("leases", []) if lease["pilot"] == name), None)
-
-    def connect(self, name="agent"):
-        published = json.loads(self.state(name).read_text())
-        return self.sockets.enter_context(socket.create_connection((published["host"], published["port"]), 10))
-
-    def refused(self, code):
-        return ((self.status() or {}).get("refusals") or {}).get(code, 0)
-
-    def close(self):
-        self.sockets.close()
-        for process in [*self.agents, *filter(None, [self.relay])]:
-            process.end(signal.SIGKILL)
-
-
-class Target:
-    """A daemon: every connection is served by `behave(sock)` in a thread."""
-
-    def __init__(self, behave):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.behave = behave
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self.listener.accept()
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock):
-        with sock, contextlib.suppress(OSError):
-            self.behave(sock)
-
-
-def echo(sock):
-    while data := sock.recv(65536):
-        sock.sendall(data)
-
-
-def drain(sock):
-    return b"".join(iter(lambda: sock.recv(1 << 20), b""))
-
-
-@pytest.fixture
-def bed(tmp_path):
-    made = Bed(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def served(bed):
-    """A relay, an agent, and an echo service behind it."""
-    bed.start_relay()
-    bed.start_agent(Target(echo))
-    bed.registered()
-    return bed
-
+from relaybed import FRIEND, HOUR, PILOT, SOURCE, Scripted, Target, drain, echo, eventually, stream
 
 # -- bytes
 
@@ -419,45 +234,7 @@ def test_agent_refuses_an_impostor(bed, server):
     assert ("certificate revoked" if server == "localhost" else "IP address mismatch") in agent.text()
 
 
-# -- an agent of our own, to say what the real one never would
-
-class Scripted:
-    """An agent's control connection, step by step."""
-
-    def __init__(self, bed, credential=None):
-        credential = credential or make_proxy(bed.pilot, HOUR)
-        path = bed.directory / "scripted.pem"
-        credential.save(path)
-        self.chain = tuple(base64.b64encode(c.public_bytes(serialization.Encoding.DER)).decode()
-                           for c in credential.chain.certificates)  # fmt: skip
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(capath=bed.ca.directory)
-        context.load_cert_chain(path)
-        plain = socket.create_connection(("127.0.0.1", bed.control), 10)
-        self.sock = bed.sockets.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
-        self.connection = Connection(Side.AGENT, 0)
-        self.frames = []
-
-    def say(self, frame):
-        self.sock.sendall(self.connection.send(frame, 0))
-
-    def hear(self):
-        while not self.frames:
-            data = self.sock.recv(65536)
-            assert data, "the relay hung up"
-            self.frames += self.connection.receive(data, 0)
-        return self.frames.pop(0)
-
-    def register(self, chain=None, lease=None):
-        self.say(Register(1, chain or self.chain, "scripted", lease))
-        return self.hear()
-
-
-def stream(bed, token):
-    sock = bed.sockets.enter_context(socket.create_connection(("127.0.0.1", bed.control), 10))
-    sock.sendall(preface(token))
-    return sock
-
+# -- an agent of our own (Scripted), which says what the real one never would
 
 def test_chain_of_somebody_else(bed):
     """TLS proved one certificate; the first frame shows another's."""
