@@ -32,6 +32,7 @@ STATE = Path("/var/lib/pilotbed/lab")
 SNAPSHOTS = STATE / "snapshots"
 RUN = Path("/run/pilotbed/nodes")
 SWITCH = "pilotbed"
+NSPAWN = Path("/run/systemd/nspawn")
 CGROUPS = Path("/sys/fs/cgroup")
 #: Seconds that a node may take to boot, and to stop before it is killed.
 BOOT_TIMEOUT = 60
@@ -512,6 +513,9 @@ def _stop(name: str, kill: bool) -> None:
                 os.kill(pid, signal.SIGKILL)  # nspawn ends by itself when its init is gone
         _remove_cgroups(name)
     _unmount(STATE / "nodes" / name / "root")
+    # Killed, nspawn of Debian 13 leaves it mounted, and the next one says "exists already, refusing".
+    _unmount(NSPAWN / name / "unix-export")
+    shutil.rmtree(NSPAWN / name, ignore_errors=True)
     if Path("/run/netns", _netns(name)).exists():
         # Interfaces live until the last process of the namespace is gone: delete them by name, from inside.
         with contextlib.suppress(LabError, subprocess.CalledProcessError):
