@@ -39,6 +39,7 @@ class CallbackModule(CallbackBase):
         self._play = None
         self._started = self._task_started = time.monotonic()
         self._first_wait = {}
+        self._items = {}
         self._log = None
         self._executions = 0
 
@@ -72,6 +73,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_task_start(self, task, is_conditional):
         self._task_started = time.monotonic()
         self._first_wait = {}
+        self._items = {}
         self._write(f"TASK {task.get_name()}")
 
     def v2_playbook_on_handler_task_start(self, task):
@@ -98,6 +100,10 @@ class CallbackModule(CallbackBase):
         if not ignore_errors:
             self._explain("failed", result)
 
+    def v2_runner_item_on_failed(self, result):
+        # ansible-core 2.21 keeps the items' results out of the task's.
+        self._items.setdefault(result._host.get_name(), []).append(result._result)
+
     def v2_runner_on_unreachable(self, result):
         self._record("unreachable", result)
         self._explain("cannot be reached", result)
@@ -110,8 +116,8 @@ class CallbackModule(CallbackBase):
         where = "" if result._task.run_once else f"{result._host.get_name()}: "
         lines = [f"\n{where}{result._task.get_name()}: {what}"]
         hidden = result._task.no_log or content.get("_ansible_no_log")
-        # Of a loop, what its items say: the task's own message is "One or more items failed".
-        for item in [item for item in content.get("results", []) if item.get("failed")] or [content]:
+        # Of a loop, what its items said: the task's own message is "One or more items failed".
+        for item in self._items.pop(result._host.get_name(), None) or [content]:
             for key in () if hidden else ("msg", "stderr", "stdout"):
                 if text := str(item.get(key) or "").strip():
                     lines.append("\n".join(f"    {line}" for line in text.splitlines()[-30:]))
