@@ -4,7 +4,7 @@
 # protocol; stricter in one point: what is not signed is refused. See docs/glidein.md.
 #
 # Needs bash, coreutils, curl, tar, gzip and openssl.
-# shellcheck disable=SC2317 # traps, and functions for the scripts, are called where shellcheck does not look
+# shellcheck disable=SC2317,SC2329 # traps, and functions for the scripts, are called where shellcheck does not look
 
 set -u
 umask 077
