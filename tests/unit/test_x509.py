@@ -5,8 +5,6 @@ import subprocess
 
 import pki
 import pytest
-from asn1crypto import cms, core
-from asn1crypto import x509 as asn1
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -322,44 +320,3 @@ def test_weak_signature(ca, store, tmp_path):
         subprocess.run(["openssl", *command], cwd=tmp_path, check=True, capture_output=True)
     with pytest.raises(CertificateError, match="weak signature algorithm sha1"):
         store.verify(load_chain(tmp_path / "weak"))
-
-
-# -- VOMS
-
-def voms_extension(*fqans):
-    """The extension as vomsd writes it, with a signature that nobody could verify."""
-    general = asn1.GeneralName({"directory_name": asn1.Name.build({"common_name": "Alice"})})
-    values = [cms.IetfAttrValue({"octets": fqan.encode()}) for fqan in fqans]
-    authority = asn1.GeneralName({"uniform_resource_identifier": "gridlab://voms.grid.test:15000"})
-    syntax = cms.IetfAttrSyntax({"policy_authority": [authority], "values": values})
-    attribute = cms.AttCertAttribute({"type": "1.3.6.1.4.1.8005.100.100.4", "values": [syntax]})
-    certificate = cms.AttributeCertificateV2({
-        "ac_info": {
-            "version": "v2", "holder": {"entity_name": [general]}, "issuer": {"v2_form": {"issuer_name": [general]}},
-            "signature": {"algorithm": "sha256_rsa"}, "serial_number": 7, "attributes": [attribute],
-            "att_cert_validity_period": {"not_before_time": pki.now(), "not_after_time": pki.now() + HOUR},
-        },
-        "signature_algorithm": {"algorithm": "sha256_rsa"}, "signature": core.OctetBitString(b"none").native,
-    })  # fmt: skip
-    inner = certificate.dump()
-    for _ in range(2):
-        size = len(inner).to_bytes(2, "big")
-        inner = b"\x30\x82" + size + inner
-    return x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5"), inner)
-
-
-def test_voms_attributes_are_read_from_any_level(alice, store):
-    fqans = ("/gridlab/Role=pilot/Capability=NULL", "/gridlab/Role=NULL/Capability=NULL")
-    proxy = forged_proxy(alice, extensions=[(voms_extension(*fqans), False)])
-    below = make_proxy(proxy, HOUR)
-    assert below.chain.has_voms
-    assert below.chain.claimed_fqans == fqans
-    assert store.verify(below.chain).claimed_fqans == fqans
-    assert not alice.chain.has_voms
-    assert alice.chain.claimed_fqans == ()
-
-
-def test_malformed_attributes(alice):
-    odd = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5"), b"\x30\x02\x30\x05")
-    with pytest.raises(CertificateError, match="malformed VOMS"):
-        forged_proxy(alice, extensions=[(odd, False)]).chain.claimed_fqans  # noqa: B018

@@ -1,4 +1,4 @@
-"""X.509 as grids use it: slash-form DNs, RFC 3820 proxies, VOMS attributes (read, not verified) and chain verification.
+"""X.509 as grids use it: slash-form DNs, RFC 3820 proxies, verification of chains and of VOMS attributes.
 
 A `Chain` says what a presented chain *claims*; only a chain that came out of `TrustStore.verify` may be authorised on.
 """
@@ -15,7 +15,7 @@ from pilotbed.x509.chain import (
 )
 from pilotbed.x509.names import name_hash, slash
 from pilotbed.x509.trust import TrustError, TrustStore
-from pilotbed.x509.voms import claimed_fqans, has_attributes
+from pilotbed.x509.voms import VomsStore, has_attributes
 
 __all__ = [
     "CertificateError",
@@ -24,7 +24,7 @@ __all__ = [
     "ProxyInfo",
     "TrustError",
     "TrustStore",
-    "claimed_fqans",
+    "VomsStore",
     "has_attributes",
     "is_proxy",
     "load_pem",

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from pilotbed.x509 import voms
 from pilotbed.x509.names import slash
 
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
@@ -171,26 +170,6 @@ class Chain:
     def seconds_left(self, now: dt.datetime | None = None) -> float:
         """Seconds until `not_after`, negative once expired. `now`: aware, the present when omitted."""
         return (self.not_after - (now or dt.datetime.now(dt.UTC))).total_seconds()
-
-    @cached_property
-    def has_voms(self) -> bool:
-        """Whether it carries a VOMS attribute certificate."""
-        return any(voms.has_attributes(certificate) for certificate in self.certificates)
-
-    @cached_property
-    def claimed_fqans(self) -> tuple[str, ...]:
-        """The FQANs of the newest VOMS attribute certificate, as written there. NOT verified: never authorise on them.
-
-        Raises:
-            CertificateError: the attribute certificate is malformed.
-        """
-        for certificate in self.certificates:
-            if voms.has_attributes(certificate):
-                try:
-                    return voms.claimed_fqans(certificate)
-                except ValueError as error:
-                    raise CertificateError(str(error)) from None
-        return ()
 
     def pem(self) -> bytes:
         return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in self.certificates)

@@ -23,6 +23,7 @@ from pilotbed.x509.chain import (
     extensions,
     proxy_info,
 )
+from pilotbed.x509.files import ParsedFiles
 from pilotbed.x509.names import name_hash, slash
 
 _SKEW = dt.timedelta(minutes=5)  # of the CA's clock against ours, for a list that was issued a moment ago
@@ -53,7 +54,7 @@ class TrustStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._parsed: dict[Path, tuple[tuple[int, ...], object]] = {}
+        self._files = ParsedFiles()
 
     def verify(
         self,
@@ -134,17 +135,12 @@ class TrustStore:
         for number in range(10):
             path = self.directory / f"{name_hash(name)}.{kind}{number}"
             try:
-                found = path.stat()
-                stamp = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-                known = self._parsed.get(path)
-                if known is None or known[0] != stamp:
-                    known = self._parsed[path] = (stamp, parse(path.read_bytes()))
-            except FileNotFoundError:
-                self._parsed.pop(path, None)
-                return
+                parsed = self._files.load(path, parse)
             except (OSError, ValueError) as error:
                 raise TrustError(f"{path}: {error}") from None
-            yield known[1]  # type: ignore[misc]  # the suffix tells certificates and lists apart
+            if parsed is None:
+                return
+            yield parsed
 
 
 def _check_basics(certificate: x509.Certificate, now: dt.datetime, purpose: x509.ObjectIdentifier) -> None:
