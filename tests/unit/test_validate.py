@@ -44,7 +44,7 @@ def test_a_mistyped_inventory_is_refused(tmp_path: Path) -> None:
 BROKEN = {
     "unknown flavour": (
         "group_vars/site_alpha.yml", r"site_router_flavour: nat", "site_router_flavour: magic",
-        "site_router_flavour of alpha-router, alpha-ce, alpha-wn1, alpha-wn2 is magic; there is nat, filter",
+        "site_router_flavour of alpha-router, alpha-ce, alpha-wn1, alpha-wn2 is magic; there is nat, filter, sealed",
     ),
     "host in no network": (
         "hosts.yml", r"beta-wn1: \{node_addresses: .*\}\}", "beta-wn1: {}",

@@ -15,7 +15,7 @@ _URL = re.compile(r"https?://[A-Za-z0-9.:/_-]+")
 
 #: Grid types that the submit description knows how to write.
 GRID_TYPES = ("arc",)
-TRAVERSALS = ("direct", "ccb", "relay")
+TRAVERSALS = ("direct", "ccb", "ccb_streaming", "ccb_tunnel", "relay")
 
 
 def _names(names: Mapping[str, object], what: str, at: bool = False) -> None:
@@ -65,8 +65,9 @@ class Entry:
         gridtype: one of GRID_TYPES.
         queue: the batch queue behind it.
         proxy: URL of the site's Squid; empty for none.
-        traversal: how the pool reaches pilots there: ``direct``, ``ccb`` or ``relay``.
-        relays: host:port of the relays' control ports.
+        traversal: how the pool reaches pilots there: one of `TRAVERSALS` (docs/traversal.md).
+        relays: host:port of the relays' control ports; with ``relay``, and only then.
+        ccb_broker: host:port of the collector that pilots tunnel through; with ``ccb_tunnel``, and only then.
         glexec: GLEXEC_BIN, the site's gLExec; ``NONE`` if it has none.
         attributes: published in the ad.
         parameters: what a frontend may set, with its default.
@@ -83,6 +84,7 @@ class Entry:
     proxy: str = ""
     traversal: str = "direct"
     relays: tuple[str, ...] = ()
+    ccb_broker: str = ""
     glexec: str = "NONE"
     max_walltime: int = 86400
     work_dir: str = "AUTO"
@@ -102,6 +104,8 @@ class Entry:
             raise ValueError(f"traversal {self.traversal!r} must be one of {', '.join(TRAVERSALS)}")
         if (self.traversal == "relay") != bool(self.relays):
             raise ValueError("relays must be given with traversal = 'relay', and only then")
+        if (self.traversal == "ccb_tunnel") != bool(self.ccb_broker):
+            raise ValueError("ccb_broker must be given with traversal = 'ccb_tunnel', and only then")
         for name in (*self.attributes, *self.parameters):
             if not _ATTRIBUTE.fullmatch(name):
                 raise ValueError(f"{name!r} is not an attribute name: letters, digits and _ only")
@@ -122,6 +126,7 @@ class Entry:
             "GLIDEIN_Max_Walltime": self.max_walltime,
             "GLIDEIN_Traversal": self.traversal,
             "GLIDEIN_Relay_Server": " ".join(self.relays),
+            "GLIDEIN_CCB_Broker": self.ccb_broker,
             "GLEXEC_BIN": self.glexec,
         }
         return own | dict(self.attributes)

@@ -8,22 +8,20 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
-import errno
 import json
 import logging
-import os
 import signal
 import socket
 import ssl
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pilotbed.relay import Traffic, event, join, log_to_stderr, prepare, readable, reset, write_durably
+from pilotbed.relay import Traffic, event, join, log_to_stderr, readable, reset, write_durably
 from pilotbed.relay.config import DEFAULT_PATH, Config, ConfigError, load
 from pilotbed.relay.leases import Lease, LeaseBook, TokenBook
 from pilotbed.relay.protocol import (
@@ -47,6 +45,7 @@ from pilotbed.relay.protocol import (
     State,
     read_preface,
 )
+from pilotbed.relay.serving import Listener, ask_status, notify, serve_metrics, serve_status
 from pilotbed.relay.tls import TlsSocket
 from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore
 
@@ -91,7 +90,7 @@ class Port:
 
     lease: Lease
     traffic: Traffic
-    listener: "Listener | None" = None
+    listener: Listener | None = None
     control: Control | None = None
     chain: Chain | None = None
     streams: dict[int, Stream] = field(default_factory=dict)
@@ -101,49 +100,6 @@ class Port:
     def served(self) -> bool:
         """Whether an agent is there, and knows that it has the lease."""
         return self.control is not None and self.control.connection.state is State.SERVING
-
-
-class Listener:
-    """A listening socket that hands over each accepted connection; pauses when descriptors run out."""
-
-    def __init__(self, address: tuple[str, int], accepted: Callable[[socket.socket, str], None]) -> None:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._accepted = accepted
-        self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
-        self._sock = socket.create_server(address, family=family, backlog=1024)
-        self._sock.setblocking(False)
-        self._loop.add_reader(self._sock.fileno(), self._accept)
-
-    @property
-    def port(self) -> int:
-        return int(self._sock.getsockname()[1])
-
-    def close(self) -> None:
-        if self._pause:
-            self._pause.cancel()
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
-
-    def _accept(self) -> None:
-        for _ in range(64):
-            try:
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    event(_log, "accept_paused", level=logging.ERROR, reason=error.strerror, port=self.port)
-                    self._loop.remove_reader(self._sock.fileno())
-                    self._pause = self._loop.call_later(1.0, self._resume)
-                    return
-                continue  # the peer has gone before we looked (ECONNABORTED)
-            prepare(sock)
-            self._accepted(sock, f"{address[0]}:{address[1]}")
-
-    def _resume(self) -> None:
-        self._pause = None
-        self._loop.add_reader(self._sock.fileno(), self._accept)
 
 
 class Relay:
@@ -185,9 +141,7 @@ class Relay:
         self._context()
         self._restore()
         self._control = Listener((self.config.address, self.config.port), self._incoming)
-        self.config.status_socket.unlink(missing_ok=True)
-        self._status = await asyncio.start_unix_server(self._tell_status, self.config.status_socket)
-        self.config.status_socket.chmod(0o660)
+        self._status = await serve_status(self.config.status_socket, self.status)
         self._spawn(self._watch_leases())
         self._spawn(self._watch_certificates())
         event(_log, "started", address=self.config.address, port=self.port, leases=len(self.ports))
@@ -623,46 +577,26 @@ class Relay:
             "bytes_outward": port.traffic.outward,
         }
 
-    async def _tell_status(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(json.dumps(self.status(), indent=2).encode() + b"\n")
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
-
-def serve_metrics(relay: Relay, port: int) -> None:
-    """Prometheus metrics on 127.0.0.1:`port`, from prometheus_client's thread; it asks the loop for the figures."""
-    from prometheus_client import CollectorRegistry, start_http_server
+def figures(status: dict[str, Any]) -> Iterator[Any]:
+    """Prometheus' view of a status."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    loop = asyncio.get_running_loop()
-
-    async def figures() -> dict[str, Any]:
-        return relay.status()
-
-    class Figures:
-        def collect(self) -> Any:
-            status = asyncio.run_coroutine_threadsafe(figures(), loop).result(5)
-            leases = GaugeMetricFamily("pilotbed_relay_leases", "Leases by state", labels=["state"])
-            for state in ("connected", "waiting"):
-                leases.add_metric([state], sum(lease["state"] == state for lease in status["leases"]))
-            yield leases
-            yield GaugeMetricFamily("pilotbed_relay_ports_free", "Dedicated ports free", status["ports"]["free"])
-            yield GaugeMetricFamily("pilotbed_relay_streams", "Streams carried or waiting", status["streams"])
-            yield CounterMetricFamily("pilotbed_relay_streams", "Connections to dedicated ports",
-                                      status["streams_total"])  # fmt: skip
-            moved = CounterMetricFamily("pilotbed_relay_bytes", "Bytes carried", labels=["direction"])
-            for direction in ("inward", "outward"):
-                moved.add_metric([direction], status[f"bytes_{direction}"])
-            yield moved
-            refused = CounterMetricFamily("pilotbed_relay_refusals", "Refusals by reason", labels=["code"])
-            for code in {*REFUSALS, *status["refusals"]}:
-                refused.add_metric([code], status["refusals"].get(code, 0))
-            yield refused
-
-    registry = CollectorRegistry()
-    registry.register(Figures())
-    start_http_server(port, addr="127.0.0.1", registry=registry)
+    leases = GaugeMetricFamily("pilotbed_relay_leases", "Leases by state", labels=["state"])
+    for state in ("connected", "waiting"):
+        leases.add_metric([state], sum(lease["state"] == state for lease in status["leases"]))
+    yield leases
+    yield GaugeMetricFamily("pilotbed_relay_ports_free", "Dedicated ports free", status["ports"]["free"])
+    yield GaugeMetricFamily("pilotbed_relay_streams", "Streams carried or waiting", status["streams"])
+    yield CounterMetricFamily("pilotbed_relay_streams", "Connections to dedicated ports", status["streams_total"])
+    moved = CounterMetricFamily("pilotbed_relay_bytes", "Bytes carried", labels=["direction"])
+    for direction in ("inward", "outward"):
+        moved.add_metric([direction], status[f"bytes_{direction}"])
+    yield moved
+    refused = CounterMetricFamily("pilotbed_relay_refusals", "Refusals by reason", labels=["code"])
+    for code in {*REFUSALS, *status["refusals"]}:
+        refused.add_metric([code], status["refusals"].get(code, 0))
+    yield refused
 
 
 def _code(error: BaseException) -> str:
@@ -687,14 +621,6 @@ def _line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)[:2000]
 
 
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3))."""
-    where = os.environ.get("NOTIFY_SOCKET")
-    if where:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), "\0" + where[1:] if where.startswith("@") else where)
-
-
 async def _run(config: Config) -> int:
     relay = Relay(config)
     stopping = asyncio.Event()
@@ -702,24 +628,11 @@ async def _run(config: Config) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await relay.start()
     if config.metrics_port:
-        serve_metrics(relay, config.metrics_port)
-    _notify("READY=1")
+        serve_metrics(relay.status, figures, config.metrics_port)
+    notify("READY=1")
     await stopping.wait()
-    _notify("STOPPING=1")
+    notify("STOPPING=1")
     await relay.stop()
-    return 0
-
-
-def _print_status(config: Config) -> int:
-    with socket.socket(socket.AF_UNIX) as sock:
-        try:
-            sock.settimeout(10)
-            sock.connect(str(config.status_socket))
-            while data := sock.recv(65536):
-                sys.stdout.buffer.write(data)
-        except OSError as error:
-            print(f"pilotbed-relay: {config.status_socket}: {error}; does the relay run?", file=sys.stderr)
-            return 1
     return 0
 
 
@@ -732,7 +645,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(given.config)
         if given.command == "status":
-            return _print_status(config)
+            return ask_status(config.status_socket, "pilotbed-relay")
         log_to_stderr()
         return asyncio.run(_run(config))
     except (ConfigError, OSError) as error:

@@ -232,10 +232,20 @@ C
         printf 'GLIDEIN_Glexec_Start = True\n'
     fi
     [[ -z $wrapper ]] || printf 'USER_JOB_WRAPPER = %s\n' "$wrapper"
-    if [[ $(gconfig_get USE_CCB) == True ]]; then
-        # shellcheck disable=SC2016
-        printf 'CCB_ADDRESS = $(COLLECTOR_HOST)\nPRIVATE_NETWORK_NAME = %s\n' "${name##*_}"
-    fi
+    traversal=$(gconfig_get GLIDEIN_Traversal)
+    case $traversal in
+    ccb*)
+        printf 'PRIVATE_NETWORK_NAME = %s\n' "${name##*_}"
+        if [[ $traversal == ccb_tunnel ]]; then
+            printf 'CCB_ADDRESS = %s\n' "$(gconfig_get GLIDEIN_CCB_Broker)"
+            printf 'OUTBOUND_CCB_ADDRESS = %s\n' "$(gconfig_get GLIDEIN_CCB_Broker_Sinful)"
+        else
+            # shellcheck disable=SC2016
+            printf 'CCB_ADDRESS = $(COLLECTOR_HOST)\n'
+        fi
+        [[ $traversal != ccb ]] || printf 'CCB_CLIENT_STREAMING = False\n'
+        ;;
+    esac
     for prefix in '' ENTRY_ GLIDECLIENT_ GLIDECLIENT_GROUP_; do
         variables "$(gconfig_get "${prefix}CONDOR_VARS_FILE")"
     done

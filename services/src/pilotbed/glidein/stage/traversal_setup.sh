@@ -1,8 +1,10 @@
 #!/bin/bash
 # How the schedd reaches this pilot. GLIDEIN_Traversal lists the ways that are allowed, the best one first:
-#   direct  the worker can be reached from outside
-#   ccb     connections are reversed by the pool's collector
-#   relay   a dedicated port of a relay: GLIDEIN_Relay_Server (HOST:PORT ...), tried in turn, each for
+#   direct         the worker can be reached from outside
+#   ccb            connections are reversed by the pool's collector, which moves no bytes: one side has to be reachable
+#   ccb_streaming  the same, and the collector moves the bytes where neither side is
+#   ccb_tunnel     a collector at the site's border (GLIDEIN_CCB_Broker, HOST:PORT) also opens the pilot's connections
+#   relay          a dedicated port of a relay: GLIDEIN_Relay_Server (HOST:PORT ...), tried in turn, each for
 #           GLIDEIN_Relay_Timeout (60) s
 # The pilot ends if none works. Sets GLIDEIN_Traversal to the way that was found.
 glidein_config=$1
@@ -46,6 +48,20 @@ relay() {
     problem=''
 }
 
+# broker: HTCondor takes the broker as a sinful string only ("failed to connect to outbound CCB HOST:PORT"), and checks
+# the name in its certificate by the alias
+broker() {
+    local server address
+    server=$(gconfig_get GLIDEIN_CCB_Broker)
+    problem='GLIDEIN_CCB_Broker is not set to HOST:PORT'
+    [[ $server =~ ^[A-Za-z0-9.-]+:[0-9]+$ ]] || return
+    read -r address _ < <(getent ahostsv4 "${server%:*}")
+    problem="the broker's name ${server%:*} has no address here"
+    [[ -n $address ]] || return
+    gconfig_add GLIDEIN_CCB_Broker_Sinful "<$address:${server##*:}?alias=${server%:*}&noUDP&sock=collector>"
+    problem=''
+}
+
 state=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.json log=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.log
 timeout=$(gconfig_get GLIDEIN_Relay_Timeout)
 timeout=${timeout:-60}
@@ -55,7 +71,8 @@ for way in "${ways[@]}"; do
     problem=''
     case $way in
     direct) ;;
-    ccb) gconfig_add USE_CCB True ;;
+    ccb | ccb_streaming) ;;
+    ccb_tunnel) broker ;;
     relay)
         problem='GLIDEIN_Relay_Server is not set'
         IFS=', ' read -ra servers <<<"$(gconfig_get GLIDEIN_Relay_Server)"
@@ -64,7 +81,7 @@ for way in "${ways[@]}"; do
             [[ -n $problem ]] || break
         done
         ;;
-    *) script_error Config "GLIDEIN_Traversal: '$way' is not direct, ccb or relay" ;;
+    *) script_error Config "GLIDEIN_Traversal: '$way' is none of direct, ccb, ccb_streaming, ccb_tunnel, relay" ;;
     esac
     if [[ -z $problem ]]; then
         gconfig_add GLIDEIN_Traversal "$way"

@@ -24,7 +24,7 @@ from pilotbed.lab import walk
 from pilotbed.lab.reach import host
 from testinfra.host import Host
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[1]
 Found = TypeVar("Found")
 
 
@@ -307,25 +307,28 @@ def arguments(site: Site) -> dict[str, str]:
 
 @dataclass
 class HandPilot:
-    """The start-up script, run as a unit on a worker by a pilot account that nobody else uses there."""
+    """The start-up script, run as a unit on a worker by a pilot account that nobody else uses there.
+
+    Its proxy is that of a pilot of the factory's at the site: session directories are shared by the site's nodes.
+    """
 
     worker: Host
     options: Mapping[str, str]
     directory: str = "/var/tmp/pilotbed-test"
     unit: str = "pilotbed-test-pilot"
+    group: str = "glpilot"
     account: str = field(init=False, default="")
 
     def __enter__(self) -> HandPilot:
         self._clear()
-        source = until("a pilot of the factory's runs there, with a proxy", lambda: work_dirs(self.worker))[0]
-        owner = ok(self.worker, "stat -c %%U %s", source).strip()
+        source = until("a pilot of the factory's is at the site", self._proxies)[0]
         busy = {process.user for process in processes(self.worker)}
-        gid = ok(self.worker, "id -g %s", owner).strip()
+        gid = ok(self.worker, "getent group %s", self.group).split(":")[2]
         accounts = (line.split(":") for line in ok(self.worker, "getent passwd").splitlines())
         self.account = next(entry[0] for entry in accounts if entry[3] == gid and entry[0] not in busy)
         directory, proxy = self.directory, f"{self.directory}/proxy.pem"
         ok(self.worker, "install -d -m 0711 -o %s %s && install -m 0600 -o %s %s %s",
-           self.account, directory, self.account, f"{source}/cred/pilot.pem", proxy)  # fmt: skip
+           self.account, directory, self.account, source, proxy)  # fmt: skip
         words = [word for pair in self.options.items() for word in pair]
         ok(
             self.worker,
@@ -335,6 +338,9 @@ class HandPilot:
             self.unit, self.account, gid, directory, f"X509_USER_PROXY={proxy}", f"{directory}/out", f"{directory}/err",
         )  # fmt: skip
         return self
+
+    def _proxies(self) -> list[str]:
+        return str(self.worker.run("ls -t /srv/site/arc-session/*/user.proxy").stdout).split()
 
     def check(self) -> None:
         """Fail with the pilot's own words if it has ended."""

@@ -1,0 +1,25 @@
+"""Every way through the firewalls: the lab with the nodes of inventory/traversal.
+
+    submit (wan) ─────────────┐                    ┌── beta-router ──▶ beta-wn1 filtered, beta-wn2 public
+    home-submit ── home-router┤ wan, relay, central├── alpha-router ─▶ alpha-wn1 behind NAT
+                              └────────────────────└── gamma-border ─▶ gamma-wn1 sealed
+
+`make test-relay` boots and deploys it. Pilots are started by hand, with the factory's own stage and an entry for each
+way; everything else is as users find it.
+"""
+
+import pytest
+from matrix import Ways
+from support import GRID
+
+
+@pytest.fixture(scope="session")
+def grid():
+    return GRID
+
+
+@pytest.fixture(scope="session")
+def ways():
+    """The pilots and jobs of the matrix; all are gone at the end."""
+    with Ways() as made:
+        yield made

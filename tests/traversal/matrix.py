@@ -1,0 +1,203 @@
+"""The matrix: a pilot for each kind of worker and way, a job from each kind of submit host through each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pilotbed.factory.config import TRAVERSALS
+from pilotbed.lab import walk
+from pilotbed.lab.reach import host
+from support import CHECKOUT, GRID, HandPilot, Job, Jobs, Site, arguments, as_user, ok
+
+MEGABYTES = 50
+WORKERS = ("public", "filtered", "NAT", "sealed")
+SUBMITS = ("public", "NAT")
+#: How the schedd behind NAT joins in, for each way of the pilots.
+SCHEDD = {"direct": "direct", "ccb": "ccb", "ccb_streaming": "ccb", "ccb_tunnel": "ccb", "relay": "relay"}
+JOB = f"""#!/bin/sh
+set -e
+sha256sum < data.in
+head -c {MEGABYTES}M /dev/urandom > data.out
+sha256sum < data.out
+"""
+INPUT = "data.in"
+#: What a cell can come to.
+WORKS, UNREGISTERED, UNCLAIMED, UNTRANSFERRED = (
+    "works", "the pilot cannot register", "the claim does not get through", "the files do not get through"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field of the matrix."""
+
+    submit: str
+    worker: str
+    way: str
+
+    def __str__(self) -> str:
+        return f"{self.submit} submit, {self.worker} worker, {self.way}"
+
+
+CELLS = [Cell(submit, worker, way) for submit in SUBMITS for worker in WORKERS for way in TRAVERSALS]
+
+
+@dataclass
+class Outcome:
+    """What a cell came to, and what said so."""
+
+    verdict: str
+    evidence: str
+    ad: dict[str, Any] = field(default_factory=dict)
+
+
+def worker_of(kind: str) -> tuple[Site, str]:
+    """Return the site and the name of a kind of worker."""
+    flavour = {"public": "filter", "filtered": "filter", "NAT": "nat", "sealed": "sealed"}[kind]
+    for site in GRID.sites:
+        for name in site.workers:
+            is_open = GRID.variable("node_open_ports", name) is not None
+            if site.flavour == flavour and is_open == (kind == "public"):
+                return site, name
+    raise LookupError(f"the inventory has no {kind} worker")
+
+
+def submit_of(kind: str) -> str:
+    """Return the name of a kind of submit host."""
+    hidden = [name for name in GRID.names("submit") if GRID.variable("submit_traversal", name)]
+    return hidden[0] if kind == "NAT" else next(name for name in GRID.names("submit") if name not in hidden)
+
+
+class Ways:
+    """Pilots by worker and way, and the jobs; a context that leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._pilots: dict[tuple[str, str], HandPilot] = {}
+        self._jobs = {submit: Jobs(host(submit_of(submit))) for submit in SUBMITS}
+        self.alice = walk.WALKERS[0]
+
+    def __enter__(self) -> Ways:
+        for made in self._jobs.values():
+            self._stack.callback(made.close)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def _manifest(self) -> dict[str, Any]:
+        return json.loads(ok(GRID.node("factory"), "cat /var/lib/pilotbed/factory/stage/manifest.json"))
+
+    def start(self, worker: str, way: str) -> HandPilot:
+        """Start a pilot of that way on that kind of worker, unless it runs already."""
+        if (worker, way) not in self._pilots:
+            site, node = worker_of(worker)
+            entry = self._manifest["entries"][f"way_{way}"]
+            options = arguments(GRID.site("with pilots", lambda site: site.flavour != "sealed"))
+            options |= {
+                "-entry": f"way_{way}", "-signentry": entry["sign"], "-descriptentry": entry["descript"],
+                "-proxy": f"http://{GRID.fqdn(site.cache)}:3128" if site.cache else "None",
+            }  # fmt: skip
+            tag = f"{worker}-{way}".lower().replace("_", "-")
+            pilot = HandPilot(host(node), options, f"/var/tmp/pt-{tag}", f"pilotbed-test-{tag}")
+            self._pilots[worker, way] = self._stack.enter_context(pilot)
+        return self._pilots[worker, way]
+
+    def stop(self, worker: str, way: str) -> None:
+        """Stop that pilot."""
+        if pilot := self._pilots.pop((worker, way), None):
+            pilot.__exit__()
+
+    def registered(self) -> set[tuple[str, str]]:
+        """Return (worker, way) of every pilot of the matrix that the pool knows."""
+        ads = json.loads(
+            GRID.node("central_manager").run(
+                "condor_status -json -constraint %s -attributes GLIDEIN_Worker,GLIDEIN_Traversal",
+                'GLIDEIN_Site == "ways" && PartitionableSlot',
+            ).stdout or "[]"
+        )  # fmt: skip
+        known = {(ad["GLIDEIN_Worker"], ad["GLIDEIN_Traversal"]) for ad in ads}
+        names = {kind: GRID.fqdn(worker_of(kind)[1]) for kind in WORKERS}
+        return {(kind, way) for kind, name in names.items() for way in TRAVERSALS if (name, way) in known}
+
+    def submit(self, cell: Cell) -> Job:
+        """Submit a cell's job."""
+        jobs = self._jobs[cell.submit]
+        as_user(jobs.node, self.alice.account, f"test -s {INPUT} || head -c {MEGABYTES}M /dev/urandom > {INPUT}")
+        node = GRID.fqdn(worker_of(cell.worker)[1])
+        extra = (
+            f'requirements = GLIDEIN_Traversal == "{cell.way}" && GLIDEIN_Worker == "{node}"\n'
+            f"transfer_input_files = {INPUT}\ntransfer_output_files = data.out\n"
+            'transfer_output_remaps = "data.out = @NAME@.data"'
+        )
+        site = replace(worker_of(cell.worker)[0], name="ways")
+        return jobs.submit(self.alice, site, JOB, extra)
+
+    def outcome(self, cell: Cell, job: Job) -> Outcome | None:
+        """Return what became of a cell's job, None while that is open."""
+        ad = job.ad()
+        if job.status() == "done":
+            return self._done(cell, job, ad)
+        if ad.get("NumShadowStarts", 0) > 1:
+            told = re.findall(r"(?im)^\s+.*(?:transfer|disconnect|reconnect).*$", job.read("log"))
+            if ad.get("NumJobStarts", 0) == 0 or told:
+                return Outcome(UNTRANSFERRED, (told or ["shadow started twice"])[-1].strip(), ad)
+        after = f"grep -A30 'for {job.owner}, {job.id})' /var/log/condor/SchedLog"
+        log = job.node.run(f"{after} | grep 'Failed to send REQUEST_CLAIM' | tail -1").stdout.strip()
+        if log and ad.get("NumShadowStarts", 0) == 0:
+            return Outcome(UNCLAIMED, log.partition(") ")[2] or log, ad)
+        return None
+
+    def _done(self, cell: Cell, job: Job, ad: dict[str, Any]) -> Outcome:
+        sent, made = job.read("out").split("-")[:2]
+        count = f"sha256sum < {INPUT}; sha256sum < {job.name}.data; rm -f {job.name}.data"
+        there = as_user(job.node, job.owner, count)[1]
+        assert there.split()[::2] == [sent.strip(), made.strip()], f"{cell}: other bytes came than went"
+        assert ad["ExitCode"] == 0, f"{cell}: exit code {ad['ExitCode']}"
+        assert ad["NumJobStarts"] == 1, f"{cell}: started {ad['NumJobStarts']} times"
+        return Outcome(WORKS, str(ad.get("LastPublicClaimId", "")).partition("#")[0], ad)
+
+    def run(self, cells: Iterable[Cell], deadline: float = 240) -> dict[Cell, Outcome]:
+        """Run the cells' jobs side by side; return what became of each. A pilot that is not there is not waited for."""
+        cells, known = list(cells), self.registered()
+        missing = [cell for cell in cells if (cell.worker, cell.way) not in known]
+        found = {cell: Outcome(UNREGISTERED, self._last_words(cell)) for cell in missing}
+        open_jobs = {cell: self.submit(cell) for cell in cells if cell not in found}
+        end = time.monotonic() + deadline
+        while open_jobs:
+            for cell, job in list(open_jobs.items()):
+                if came := self.outcome(cell, job):
+                    found[cell] = came
+                    del open_jobs[cell]
+                    if came.verdict != WORKS:
+                        job.remove()
+            if open_jobs and time.monotonic() > end:
+                told = [f"{cell}: {job.id} is {job.status()}\n{job.read('log')}" for cell, job in open_jobs.items()]
+                raise AssertionError("\n".join([f"nothing came of these within {deadline:.0f} s:", *told]))
+            time.sleep(0.5)
+        return found
+
+    def _last_words(self, cell: Cell) -> str:
+        pilot = self._pilots.get((cell.worker, cell.way))
+        said = pilot.said().strip().splitlines() if pilot else []
+        wanted = [line for line in said if re.search("glidein: |error|fail", line, re.IGNORECASE)]
+        return (wanted or said or ["no pilot was started"])[-1][:200]
+
+
+def join_schedd(way: str) -> None:
+    """Have the schedd behind NAT joined in that way: role submit with another value of one variable."""
+    command = ["ansible-playbook", "playbooks/pool.yml", "--limit", submit_of("NAT")]
+    command = [str(Path(sys.executable).with_name(command[0])), *command[1:], "--extra-vars", f"submit_traversal={way}"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
