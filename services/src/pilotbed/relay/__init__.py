@@ -16,14 +16,15 @@ import secrets
 import socket
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PIPE_BYTES = 256 * 1024  # what one direction of a busy stream may hold here; an idle stream holds nothing
+_PIPE_BYTES = 256 * 1024  # what one direction of a busy stream may hold here; an idle one holds nothing
 _SPARE_PIPES = 64
-_TURN = 16  # chunks that a stream may move before others have theirs
+_TURN = 1 << 20  # bytes that a stream may move before others have their turn
 
 
 @dataclass
@@ -50,8 +51,8 @@ class Traffic:
             self.parent.add_outward(count)
 
 
-async def join(outer: socket.socket, inner: socket.socket, traffic: Traffic, *, splice: bool | None = None) -> None:
-    """Carry bytes between two connected non-blocking TCP sockets until both directions have ended; closes both.
+class Joint:
+    """Carries bytes between two connected non-blocking TCP sockets until both directions have ended; closes both.
 
     The end of one direction is passed on as such (half-close); a reset of one side resets the other. A side that
     does not read stops the other's sender: at most `_PIPE_BYTES` a direction are held here.
@@ -59,26 +60,203 @@ async def join(outer: socket.socket, inner: socket.socket, traffic: Traffic, *, 
     Args:
         outer, inner: the sockets; `inner` is the one nearer to the daemon.
         traffic: counts.
+        ended: called once, with None or with what broke the connection.
         splice: whether the kernel moves the bytes (splice(2)) or Python copies them; None: the kernel if it can.
+    """
+
+    __slots__ = ("_directions", "_ended", "inner", "loop", "outer")
+
+    def __init__(
+        self,
+        outer: socket.socket,
+        inner: socket.socket,
+        traffic: Traffic,
+        ended: Callable[[OSError | None], None],
+        *,
+        splice: bool | None = None,
+    ) -> None:
+        self.outer, self.inner, self._ended = outer, inner, ended
+        self.loop = asyncio.get_running_loop()
+        kind = _Splice if (splice_works() if splice is None else splice) else _Copy
+        self._directions: list[_Direction] = [
+            kind(self, outer, inner, traffic.add_inward),
+            kind(self, inner, outer, traffic.add_outward),
+        ]
+
+    def done(self, direction: "_Direction") -> None:
+        """A direction has ended in order."""
+        self._directions.remove(direction)
+        if not self._directions:
+            self.outer.close()
+            self.inner.close()
+            self._ended(None)
+
+    def cut(self, error: OSError | None = None) -> None:
+        """End both directions at once, by resets; `ended` hears of `error`, and of nothing without one."""
+        for direction in self._directions:
+            direction.stop()
+        self._directions.clear()
+        reset(self.outer)
+        reset(self.inner)
+        if error:
+            self._ended(error)
+
+
+async def join(outer: socket.socket, inner: socket.socket, traffic: Traffic, *, splice: bool | None = None) -> None:
+    """Return when a `Joint` of these has ended.
+
     Raises:
         OSError: the connection broke.
     """
-    pump = _splice if (splice_works() if splice is None else splice) else _copy
-    directions = [
-        asyncio.ensure_future(pump(outer, inner, traffic.add_inward)),
-        asyncio.ensure_future(pump(inner, outer, traffic.add_outward)),
-    ]
+    ended: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+    joint = Joint(outer, inner, traffic, ended.set_result, splice=splice)
     try:
-        await asyncio.gather(*directions)
-    except BaseException:
-        for direction in directions:
-            direction.cancel()
-        await asyncio.gather(*directions, return_exceptions=True)
-        reset(outer)
-        reset(inner)
+        error = await ended
+    except asyncio.CancelledError:
+        joint.cut()
         raise
-    outer.close()
-    inner.close()
+    if error:
+        raise error
+
+
+class _Direction(ABC):
+    """One direction of a joint. Its reader stays with the loop while bytes flow: a chunk costs two system calls."""
+
+    __slots__ = ("_count", "_joint", "_left", "_reading", "_sink", "_source")
+
+    def __init__(
+        self, joint: Joint, source: socket.socket, sink: socket.socket, count: Callable[[int], None]
+    ) -> None:
+        self._joint, self._source, self._sink, self._count = joint, source, sink, count
+        self._left = 0  # bytes that were read and wait for the sink
+        self._watch(reading=True)
+
+    @abstractmethod
+    def _fill(self) -> int:
+        """Read from the source: how many bytes."""
+
+    @abstractmethod
+    def _empty(self) -> int:
+        """Write to the sink: how many bytes."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Nothing is under way (or what is will not be needed)."""
+
+    def stop(self) -> None:
+        """Let go of both sockets."""
+        self._unwatch()
+        self._free()
+        self._left = 0
+
+    def _watch(self, *, reading: bool) -> None:
+        self._reading = reading
+        if reading:
+            self._joint.loop.add_reader(self._source.fileno(), self._readable)
+        else:
+            self._joint.loop.add_writer(self._sink.fileno(), self._writable)
+
+    def _unwatch(self) -> None:
+        if self._reading:
+            self._joint.loop.remove_reader(self._source.fileno())
+        else:
+            self._joint.loop.remove_writer(self._sink.fileno())
+
+    def _readable(self) -> None:
+        try:
+            moved = 0
+            while moved < _TURN:
+                count = self._left = self._fill()
+                if not count:
+                    self._end()
+                    return
+                moved += count
+                self._drain()
+        except BlockingIOError:
+            if self._left:
+                self._unwatch()
+                self._watch(reading=False)
+        except OSError as error:
+            self._joint.cut(error)
+        finally:
+            if not self._left:
+                self._free()
+
+    def _writable(self) -> None:
+        try:
+            self._drain()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._joint.cut(error)
+            return
+        self._free()
+        self._unwatch()
+        self._watch(reading=True)
+
+    def _drain(self) -> None:
+        while self._left:
+            count = self._empty()
+            self._left -= count
+            self._count(count)
+
+    def _end(self) -> None:
+        self._unwatch()
+        try:
+            self._sink.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+        self._joint.done(self)
+
+
+class _Splice(_Direction):
+    """The kernel moves the bytes through a pipe, which is held only while there are bytes in it."""
+
+    __slots__ = ("_pipe",)
+
+    def __init__(self, *arguments: Any) -> None:
+        self._pipe: tuple[int, int] | None = None
+        super().__init__(*arguments)
+
+    def _fill(self) -> int:
+        if self._pipe is None:
+            self._pipe = _spare.pop() if _spare else _make_pipe()
+        return os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
+
+    def _empty(self) -> int:
+        assert self._pipe is not None
+        return os.splice(self._pipe[0], self._sink.fileno(), self._left)
+
+    def _free(self) -> None:
+        if self._pipe is None:
+            return
+        if self._left == 0 and len(_spare) < _SPARE_PIPES:
+            _spare.append(self._pipe)
+        else:
+            os.close(self._pipe[0])
+            os.close(self._pipe[1])
+        self._pipe = None
+
+
+class _Copy(_Direction):
+    """Python copies the bytes."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, *arguments: Any) -> None:
+        self._data = b""
+        super().__init__(*arguments)
+
+    def _fill(self) -> int:
+        self._data = self._source.recv(_PIPE_BYTES)
+        return len(self._data)
+
+    def _empty(self) -> int:
+        return self._sink.send(memoryview(self._data)[len(self._data) - self._left :])
+
+    def _free(self) -> None:
+        self._data = b""
 
 
 def reset(sock: socket.socket) -> None:
@@ -117,77 +295,14 @@ def splice_works() -> bool:
         os.close(write)
 
 
-_spare: list[tuple[int, int]] = []  # empty pipes; a stream takes one only while bytes are under way
+_spare: list[tuple[int, int]] = []  # empty pipes
 
 
-def _take_pipe() -> tuple[int, int]:
-    if _spare:
-        return _spare.pop()
+def _make_pipe() -> tuple[int, int]:
     pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     with contextlib.suppress(OSError):  # past the user's soft limit pipes stay small, which is slower but works
         fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return pipe
-
-
-def _drop_pipe(pipe: tuple[int, int], *, empty: bool) -> None:
-    if empty and len(_spare) < _SPARE_PIPES:
-        _spare.append(pipe)
-    else:
-        os.close(pipe[0])
-        os.close(pipe[1])
-
-
-async def _splice(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
-    for turn in _turns():
-        pipe, empty = _take_pipe(), True
-        try:
-            try:
-                moved = left = os.splice(source.fileno(), pipe[1], _PIPE_BYTES)
-            except BlockingIOError:
-                moved = None
-            else:
-                empty = not moved
-                while left:
-                    try:
-                        left -= os.splice(pipe[0], sink.fileno(), left)
-                    except BlockingIOError:
-                        await writable(sink)
-                empty = True
-        finally:
-            _drop_pipe(pipe, empty=empty)
-        if moved is None:
-            await readable(source)
-        elif moved:
-            count(moved)
-            if turn:
-                await asyncio.sleep(0)
-        else:
-            break
-    _end(sink)
-
-
-async def _copy(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
-    loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(source, _PIPE_BYTES):
-        await loop.sock_sendall(sink, data)
-        count(len(data))
-    _end(sink)
-
-
-def _turns() -> Any:
-    """Endless; true when it is somebody else's turn."""
-    number = 0
-    while True:
-        number += 1
-        yield number % _TURN == 0
-
-
-def _end(sink: socket.socket) -> None:
-    try:
-        sink.shutdown(socket.SHUT_WR)
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
 
 
 async def readable(sock: socket.socket) -> None:
