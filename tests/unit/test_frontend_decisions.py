@@ -40,8 +40,8 @@ def slots(idle: int, busy: int = 0, where: str = "alpha") -> list[Slot]:
 
 def ask(*classes: JobClass, offers: tuple[Offer, ...] = (ALPHA,), have: list[Slot] | None = None,
         running: Mapping[str, int] | None = None, history: Mapping[str, History] | None = None,
-        pressure: Pressure = NOW, stopped: str = "") -> dict[str, Decision]:  # fmt: skip
-    view = View(classes, offers, have or [], running or {}, history or {}, stopped)
+        pressure: Pressure = NOW, stopped: str = "", blind: bool = False) -> dict[str, Decision]:  # fmt: skip
+    view = View(classes, offers, have or [], running or {}, history or {}, stopped, blind)
     return {one.offer.entry: one for one in decide(view, pressure, by_site)}
 
 
@@ -255,3 +255,14 @@ def test_an_expression_must_be_true_not_just_something() -> None:
     assert Expression("TARGET.X == MY.Y")({"Y": 1}, {"X": 1}) is True
     with pytest.raises(PoolError, match="not a ClassAd expression"):
         Expression("__import__('os').system('id') ==")
+
+
+def test_pilots_are_not_taken_back_while_a_schedd_cannot_be_asked() -> None:
+    """Its jobs may wait for them; what the others ask for goes on."""
+    seen, blind = History(), History()
+    for _ in range(NOW.wait_after + NOW.idle_after + 1):
+        seen = ask(have=slots(2), history={ALPHA.full_name: seen})["alpha"].history
+        blind = ask(have=slots(2), history={ALPHA.full_name: blind}, blind=True)["alpha"].history
+    assert seen.removal(NOW) is not Removal.NO
+    assert blind.removal(NOW) is Removal.NO
+    assert ask(jobs(3), blind=True)["alpha"].idle > 0

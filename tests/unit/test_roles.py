@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ def groups() -> list[str]:
 
 
 def plays(path: Path) -> list[tuple[str, list[str]]]:
-    """Return (hosts, roles) of the plays of a playbook that have roles."""
-    return [(play["hosts"], play["roles"]) for play in read(path) if "roles" in play]
+    """Return (group, roles) of the plays of a playbook that have roles.
+
+    They say `all:&GROUP`: to Ansible, the name alone is that of a host where there is one of the same name.
+    """
+    return [(play["hosts"].removeprefix("all:&"), play["roles"]) for play in read(path) if "roles" in play]
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
@@ -77,6 +81,11 @@ def test_dependencies_are_roles(role: Path) -> None:
 def test_a_group_has_its_role_and_its_play(group: str) -> None:
     assert group in {role.name for role in ROLES}
     assert (group, [group]) in [play for path in PLAYBOOKS for play in plays(path)]
+
+
+@pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
+def test_a_play_names_a_group(path: Path) -> None:
+    assert [play["hosts"] for play in read(path) if not re.fullmatch("all(:&[a-z_]+)?", play.get("hosts", "all"))] == []
 
 
 def test_site_yml_imports_every_layer() -> None:

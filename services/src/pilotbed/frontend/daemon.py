@@ -50,20 +50,33 @@ class Frontend(Daemon):
 
     # -- reading
 
-    def jobs(self) -> list[Job]:
-        """Return the jobs of all schedds; those that wait at a schedd which can start no more are left out."""
+    def jobs(self) -> tuple[list[Job], bool]:
+        """Return the jobs of all schedds, and whether one of these could not be asked.
+
+        Jobs that wait at a schedd which can start no more are left out.
+
+        Raises:
+            PoolError: none could be asked.
+        """
         wanted = self.config.job_attributes
         attributes = ["JobStatus", "EnteredCurrentStatus", "QDate", "RemoteHost", *wanted]
-        found = []
+        constraint = f"({self.config.jobs}) && (JobStatus == 1 || JobStatus == 2)"
+        found, missing = [], []
         for one in self.config.schedds:
-            full = self.full(one)
-            constraint = f"({self.config.jobs}) && (JobStatus == 1 || JobStatus == 2)"
-            jobs = Schedd(one.name, self.config.pool).query(constraint, attributes)
+            try:
+                full = self.full(one)
+                jobs = Schedd(one.name, self.config.pool).query(constraint, attributes)
+            except PoolError as error:
+                missing.append(error)
+                self.say(f"schedd {one.name}", "schedd-missing", schedd=one.name, why=error)
+                continue
             some = [job for ad in jobs if (job := Job.from_ad(ad, wanted)) is not None]
             found += [job for job in some if not (full and job.idle)]
             if full:
                 self.say(f"schedd {one.name}", "schedd-full", schedd=one.name, why=full)
-        return found
+        if missing and len(missing) == len(self.config.schedds):
+            raise missing[0]
+        return found, bool(missing)
 
     def full(self, schedd: settings.Schedd) -> str:
         """Return why idle jobs of ``schedd`` cannot start anyway; empty if they can."""
@@ -239,12 +252,12 @@ class Frontend(Daemon):
         offers, keys = self.offers()
         # Without the factory's key nothing can be asked of its entries; both come back with its next turn.
         offers = [offer for offer in offers if str(offer.name) in keys]
-        jobs, slots = self.jobs(), self.slots()
+        (jobs, blind), slots = self.jobs(), self.slots()
         now = time.time()
         entry_of = {slot.name: slot.entry for slot in slots}
         running = Counter(entry_of.get(job.slot, "") for job in jobs if not job.idle)
         classes = classify(jobs, now, config.pressure.old_idle)
-        view = View(classes, offers, slots, running, self.history, self.stopped() or unusable)
+        view = View(classes, offers, slots, running, self.history, self.stopped() or unusable, blind)
         decisions = decide(view, config.pressure, self.match)
         self.ask(decisions, keys, pem, stage)
         self.history = {decision.offer.full_name: decision.history for decision in decisions}

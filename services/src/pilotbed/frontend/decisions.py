@@ -193,6 +193,7 @@ class View:
         running: jobs that run at an entry, by its full name.
         history: by full name, as the last turn's decisions left it.
         stopped: why nothing may be asked for at all; empty in good times.
+        blind: whether the jobs of some schedd are not known: then no turn counts as one without idle jobs.
     """
 
     classes: Sequence[JobClass]
@@ -201,6 +202,7 @@ class View:
     running: Mapping[str, int] = field(default_factory=dict)
     history: Mapping[str, History] = field(default_factory=dict)
     stopped: str = ""
+    blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,18 +228,19 @@ def decide(view: View, pressure: Pressure, match: Match) -> list[Decision]:
         places = Places(total[name], idle[name], view.running.get(name, 0), len(slots), idle.total())
         history = view.history.get(name, History())
         stopped = view.stopped or ("entry is in downtime" if offer.in_downtime else "")
-        decisions.append(_decide(offer, shares[name], places, history, pressure, stopped=stopped))
+        share = shares[name]
+        after = history if view.blind and not share.idle else history.after(_ceil(share.idle), places.here, places.idle)
+        decisions.append(_decide(offer, share, places, after, pressure, stopped=stopped))
     return decisions
 
 
 def _decide(
-    offer: Offer, share: Share, places: Places, history: History, pressure: Pressure, *, stopped: str
+    offer: Offer, share: Share, places: Places, after: History, pressure: Pressure, *, stopped: str
 ) -> Decision:
     cpus = max(int(offer.attributes.get("GLIDEIN_CPUS", 1)), 1)
     wanted = max(_ceil(share.idle * share.cpus() / cpus), pressure.min_running)
     effective = max(wanted - places.idle, 0)
     old_effective = max(_ceil(share.old_idle * share.cpus() / cpus) - places.idle, 0)
-    after = history.after(_ceil(share.idle), places.here, places.idle)
     removal = after.removal(pressure)
     closed = stopped or _hard_limit(places, pressure)
     if closed:
