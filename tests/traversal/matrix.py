@@ -32,9 +32,11 @@ sha256sum < data.out
 """
 INPUT = "data.in"
 #: What a cell can come to.
-WORKS, UNREGISTERED, UNCLAIMED, UNTRANSFERRED = (
-    "works", "the pilot cannot register", "the claim does not get through", "the files do not get through"
-)  # fmt: skip
+WORKS = "works"
+UNREGISTERED = "the pilot cannot register"
+UNNEGOTIATED = "the negotiator cannot reach the schedd"
+UNCLAIMED = "the claim does not get through"
+UNTRANSFERRED = "the files do not get through"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,12 @@ class Ways:
     def _manifest(self) -> dict[str, Any]:
         return json.loads(ok(GRID.node("factory"), "cat /var/lib/pilotbed/factory/stage/manifest.json"))
 
+    def warm(self) -> None:
+        """Have a pilot of the factory's at every site, by a job there: proxy and arguments are taken from it."""
+        jobs = [self._jobs["public"].submit(self.alice, site) for site in GRID.sites]
+        for job in jobs:
+            assert job.done(240)["ExitCode"] == 0
+
     def start(self, worker: str, way: str) -> HandPilot:
         """Start a pilot of that way on that kind of worker, unless it runs already."""
         if (worker, way) not in self._pilots:
@@ -147,7 +155,7 @@ class Ways:
     def outcome(self, cell: Cell, job: Job) -> Outcome | None:
         """Return what became of a cell's job, None while that is open."""
         ad = job.ad()
-        if job.status() == "done":
+        if ad.get("JobStatus") == 4:
             return self._done(cell, job, ad)
         if ad.get("NumShadowStarts", 0) > 1:
             told = re.findall(r"(?im)^\s+.*(?:transfer|disconnect|reconnect).*$", job.read("log"))
@@ -157,6 +165,11 @@ class Ways:
         log = job.node.run(f"{after} | grep 'Failed to send REQUEST_CLAIM' | tail -1").stdout.strip()
         if log and ad.get("NumShadowStarts", 0) == 0:
             return Outcome(UNCLAIMED, log.partition(") ")[2] or log, ad)
+        if not ad.get("NumJobMatches"):
+            address = next(iter(GRID.addresses(submit_of(cell.submit)).values()))
+            look = f"tail -n 50 /var/log/condor/NegotiatorLog | grep 'Failed to connect to .*<{address}:' | tail -1"
+            if log := GRID.node("central_manager").run(look).stdout.strip():
+                return Outcome(UNNEGOTIATED, log.split(None, 2)[2], ad)
         return None
 
     def _done(self, cell: Cell, job: Job, ad: dict[str, Any]) -> Outcome:

@@ -12,6 +12,7 @@ from matrix import (
     CELLS,
     SCHEDD,
     UNCLAIMED,
+    UNNEGOTIATED,
     UNREGISTERED,
     UNTRANSFERRED,
     WORKERS,
@@ -30,9 +31,9 @@ EXPECTED = {
     ("public", "filtered"): (UNCLAIMED, WORKS, WORKS, WORKS, WORKS),
     ("public", "NAT"): (UNCLAIMED, WORKS, WORKS, WORKS, WORKS),
     ("public", "sealed"): (UNREGISTERED, UNREGISTERED, UNREGISTERED, WORKS, WORKS),
-    ("NAT", "public"): (UNTRANSFERRED, UNTRANSFERRED, WORKS, UNTRANSFERRED, WORKS),
-    ("NAT", "filtered"): (UNCLAIMED, UNTRANSFERRED, WORKS, UNTRANSFERRED, WORKS),
-    ("NAT", "NAT"): (UNCLAIMED, UNTRANSFERRED, WORKS, UNTRANSFERRED, WORKS),
+    ("NAT", "public"): (UNNEGOTIATED, UNTRANSFERRED, WORKS, UNTRANSFERRED, WORKS),
+    ("NAT", "filtered"): (UNNEGOTIATED, UNTRANSFERRED, WORKS, UNTRANSFERRED, WORKS),
+    ("NAT", "NAT"): (UNNEGOTIATED, UNTRANSFERRED, WORKS, UNTRANSFERRED, WORKS),
     ("NAT", "sealed"): (UNREGISTERED, UNREGISTERED, UNREGISTERED, UNTRANSFERRED, WORKS),
 }
 
@@ -48,6 +49,7 @@ def outcomes(ways, border):
     """What became of every cell."""
     found = {}
     inside = [(worker, way) for worker in WORKERS for way in TRAVERSALS if worker != "sealed" or way in BORDERED]
+    ways.warm()
     for worker, way in inside:
         ways.start(worker, way)
     until("the pilots are in the pool", lambda: set(inside) <= ways.registered(), 120)
