@@ -496,11 +496,13 @@ def test_streams_per_lease(bed):
 # -- running it
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"colour": "red"}, "unknown: colour"),
-    ({"ports": [41000]}, "[41000] is not tuple"),
+    ({"colour": "red"}, "unknown key colour"),
+    ({"ports": [41000]}, "not a range"),
     ({"ports": [1, 2]}, "not a range"),
-    ({"port": "x"}, "'x' is not int"),
+    ({"port": "x"}, "'x' must be int"),
+    ({"grace": -1}, "grace = -1 must not be negative"),
     ({"authorized_dns": ["CN=pilot,O=x"]}, "slash form"),
+    ({"authorized_dns": []}, "one has to be there, or nobody may"),
     ({"key": "/nowhere"}, "No such file"),
 ])  # fmt: skip
 def test_bad_configuration_is_named(bed, change, words):
@@ -526,7 +528,7 @@ def test_status_command(served):
     assert json.loads(asked.stdout)["leases"][0]["pilot"] == "agent"
     served.relay.end()
     asked = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (asked.returncode, "does the relay run?" in asked.stderr) == (1, True)
+    assert (asked.returncode, "does the service run?" in asked.stderr) == (1, True)
 
 
 def test_metrics(bed):
