@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,9 @@ from . import LabError, bench, image
 BEGIN, END = "<!-- bench-relay -->", "<!-- /bench-relay -->"
 #: Seconds after which the bench is given up.
 TIMEOUT = 1200
+
+#: Where the image is mounted, in a mount namespace of the bench's own: for everybody else an empty directory.
+SCRATCH = Path("/run/pilotbed-bench")
 
 #: Run as `sh -euc`, with image, checkout's sources and an empty directory as arguments.
 ENCLOSE = r"""
@@ -50,14 +52,19 @@ def enclosed(root: Path, sources: Path) -> dict[str, Any]:
     Raises:
         LabError: it failed; the reason is on stderr.
     """
-    with tempfile.TemporaryDirectory(prefix="pilotbed-bench-") as scratch:
-        # A killed bench takes the first process of its namespaces with it, and that one everything.
-        command = [
-            "setpriv", "--pdeathsig", "KILL",
-            "unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "--",
-            "sh", "-euc", ENCLOSE, "sh", str(root), str(sources), scratch,
-        ]  # fmt: skip
+    SCRATCH.mkdir(exist_ok=True)
+    # A killed bench takes the first process of its namespaces with it, and that one everything.
+    command = [
+        "setpriv", "--pdeathsig", "KILL",
+        "unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "--",
+        "sh", "-euc", ENCLOSE, "sh", str(root), str(sources), str(SCRATCH),
+    ]  # fmt: skip
+    try:
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise LabError(f"measuring was not done in {TIMEOUT} s; what it did last stands above") from None
+    finally:
+        SCRATCH.rmdir()
     if done.returncode:
         raise LabError("measuring failed; the reason stands above")
     found: dict[str, Any] = json.loads(done.stdout)
