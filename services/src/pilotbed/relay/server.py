@@ -428,18 +428,17 @@ class Relay(Service):
 
     def _authorize(self, chain: Chain) -> str:
         """The FQAN that lets a verified chain in; "" if its DN is enough: then attributes are not even looked at."""
-        fqans: tuple[str, ...] = ()
-        granted = self.config.grants(chain.dn, self.config.authorized_fqans)
+        granted, fqans = self.config.grants(chain.dn, self.config.authorized_fqans), "any FQAN"
         if granted:
             try:
-                fqans = self._voms.fqans(chain)
+                found = self._voms.fqans(chain)
             except TrustError as error:
                 raise Refusal("trust", str(error)) from None
             except CertificateError as error:
                 raise Refusal("bad_attributes", str(error)) from None
-            granted = self.config.grants(chain.dn, fqans)
+            granted, fqans = self.config.grants(chain.dn, found), ", ".join(found) or "no FQAN"
         if granted is None:
-            raise Refusal("not_authorized", f"{chain.dn} ({', '.join(fqans) or 'no FQAN'}) may not have a port here")
+            raise Refusal("not_authorized", f"{chain.dn} with {fqans} may not have a port here")
         return granted
 
     def _holder(self, chain: Chain) -> Chain:
