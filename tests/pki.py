@@ -206,7 +206,11 @@ class VomsServer:
         return sequence(signed, named.dump(), core.OctetBitString(signature).dump())
 
 
+def carrying(issuer: Credential, content: bytes, **options) -> Credential:
+    """A proxy with this as the content of VOMS's extension."""
+    return proxy(issuer, extensions=[(x509.UnrecognizedExtension(voms.ACSEQ, content), False)], **options)
+
+
 def with_attributes(issuer: Credential, *acs: bytes, **options) -> Credential:
     """A proxy that carries attribute certificates."""
-    carried = x509.UnrecognizedExtension(voms.ACSEQ, sequence(sequence(*acs)))
-    return proxy(issuer, extensions=[(carried, False)], **options)
+    return carrying(issuer, sequence(sequence(*acs)), **options)

@@ -440,9 +440,8 @@ def test_chain_of_the_server(people, server, good, fqans):
     b"\x30\x80" * 30_000, b"\x04\x03abc", b"\x30\x02\x30\0\0",
 ], ids=lambda content: content[:8].hex())  # fmt: skip
 def test_malformed_extension(people, good, fqans, content):
-    carried = x509.UnrecognizedExtension(voms.ACSEQ, content)
     with pytest.raises(CertificateError, match="malformed attribute certificate"):
-        fqans(proxy=pki.proxy(people.alice, extensions=[(carried, False)], key=people.key))
+        fqans(proxy=pki.carrying(people.alice, content, key=people.key))
 
 
 @pytest.fixture(scope="module")
@@ -453,10 +452,8 @@ def mutated(people, tmp_path_factory):
     store = VomsStore(server.directory, TrustStore(people.ca.directory))
 
     def verdict(content):
-        carried = x509.UnrecognizedExtension(voms.ACSEQ, content)
-        proxy = pki.proxy(people.alice, extensions=[(carried, False)], key=people.key, signer=signer)
         try:
-            return store.fqans(proxy.chain)
+            return store.fqans(pki.carrying(people.alice, content, key=people.key, signer=signer).chain)
         except CertificateError:
             return None
 
