@@ -21,6 +21,8 @@ from pilotbed.relay.protocol import Open, Refused, Register, Registered, encode
 from pilotbed.x509 import make_proxy
 from relaybed import FRIEND, HOUR, PILOT, SOURCE, Bed, Scripted, Target, drain, echo, eventually, stream
 
+ROLE = "/gridlab/Role=pilot"
+
 # -- bytes
 
 def test_bytes_both_ways_at_once(served):
@@ -164,6 +166,82 @@ def test_wrong_dn(bed):
     assert "event=refused code=not_authorized" in agent.text()
     assert bed.refused("not_authorized") == 1
     assert bed.status()["leases"] == []
+
+
+@pytest.fixture
+def vo(bed):
+    """A relay that asks for a FQAN; `vo(fqan, …)` is a proxy that has it."""
+    server = pki.VomsServer(bed.directory / "vomsdir", bed.host)
+    server.publish()
+    bed.config |= {"authorized_dns": [PILOT], "authorized_fqans": [ROLE], "voms_directory": str(server.directory)}
+
+    def proxy(*fqans, credential=None, **options):
+        ac = server.attribute_certificate(credential or bed.pilot, *fqans, **options)
+        path = bed.directory / "voms_proxy"
+        pki.with_attributes(bed.pilot, ac).save(path)
+        return path
+
+    return proxy
+
+
+def test_fqan_lets_in(bed, vo):
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=vo("/gridlab/Role=NULL/Capability=NULL", f"{ROLE}/Capability=NULL"))
+    bed.registered()
+    assert bed.lease()["fqan"] == ROLE
+    assert f"fqan={ROLE}" in bed.relay.text().replace('"', "")
+    assert works(bed)
+
+
+def test_other_fqans_or_none_do_not(bed, vo):
+    bed.start_relay()
+    assert bed.start_agent(proxy=vo("/gridlab/Role=NULL/Capability=NULL")).exit_code() == 3
+    assert "with /gridlab may not have a port" in bed.agents[0].text()
+    assert bed.start_agent(proxy=bed.proxy(), name="plain").exit_code() == 3
+    assert "with no FQAN may not have a port" in bed.agents[1].text()
+    assert bed.refused("not_authorized") == 2
+
+
+def test_fqan_of_somebody_else_or_forged_is_refused_as_such(bed, vo):
+    bed.start_relay()
+    friend = bed.ca.issue(FRIEND)
+    for name, proxy in (("borrowed", vo(ROLE, credential=friend)), ("forged", vo(ROLE, key=pki.rsa_key()))):
+        assert bed.start_agent(proxy=proxy, name=name).exit_code() == 3
+    assert bed.refused("bad_attributes") == 2
+
+
+def test_the_dn_is_asked_for_beside_the_fqan(bed, vo):
+    bed.config["authorized_dns"] = [FRIEND]
+    bed.start_relay()
+    assert bed.start_agent(proxy=vo(ROLE)).exit_code() == 3
+    assert bed.refused("not_authorized") == 1
+
+
+def test_fqan_alone_is_enough_where_no_dn_is_asked_for(bed, vo):
+    bed.config["authorized_dns"] = []
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=vo(ROLE))
+    bed.registered()
+
+
+def test_hosts_need_no_fqan(bed, vo):
+    bed.config["authorized_hosts"] = [FRIEND]
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=bed.proxy(credential=bed.ca.issue(FRIEND)))
+    bed.registered()
+    assert bed.lease()["fqan"] == ""
+
+
+@pytest.mark.parametrize("change", [{"authorized_fqans": ["/gridlab/Role=other"]}, {"authorized_dns": [FRIEND]}, {}])
+def test_leases_whose_holders_may_no_longer_end_with_the_relay(bed, vo, change):
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo), proxy=vo(ROLE))
+    bed.registered()
+    agent.end(signal.SIGKILL)
+    bed.relay.end()
+    bed.config |= change
+    bed.start_relay()
+    assert len(bed.status()["leases"]) == (0 if change else 1)
 
 
 def test_expired_proxy(bed):
