@@ -270,6 +270,8 @@ def _decode(body: bytes) -> Frame:
 class Decoder:
     """Cuts a byte stream into frames; holds at most one frame that is not complete yet."""
 
+    __slots__ = ("_buffer",)
+
     def __init__(self) -> None:
         self._buffer = bytearray()
 
@@ -340,6 +342,8 @@ class Connection:
         now: seconds of any monotonic clock, as for all methods.
         heartbeat: the relay's choice, seconds; the agent learns it from `registered`.
     """
+
+    __slots__ = ("_decoder", "_heard", "_other", "_said", "heartbeat", "side", "state")
 
     def __init__(self, side: Side, now: float, heartbeat: int = 15) -> None:
         self.side, self.state, self.heartbeat = side, State.GREETING, heartbeat
