@@ -171,7 +171,7 @@ class Greeting:
     def __init__(self, relay: "Relay", sock: socket.socket, peer: str) -> None:
         self._relay, self._sock, self._peer, self._data = relay, sock, peer, b""
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(PATIENCE, self._refuse, TimeoutError())
+        self._timer = self._loop.call_later(PATIENCE, self.refuse, TimeoutError())
         self._loop.add_reader(sock.fileno(), self._read)
 
     def _read(self) -> None:
@@ -188,10 +188,15 @@ class Greeting:
         except BlockingIOError:
             return
         except (Refusal, OSError) as error:
-            self._refuse(error)
+            self.refuse(error)
             return
         self._let_go()
         self._relay.bring(token, self._sock, self._peer)
+
+    def refuse(self, error: Exception) -> None:
+        """Count and log why, and hang up."""
+        self._relay.count(_code(error), _reason(error), peer=self._peer)
+        self.drop()
 
     def drop(self) -> None:
         """End the connection."""
@@ -201,11 +206,7 @@ class Greeting:
     def _let_go(self) -> None:
         self._timer.cancel()
         self._loop.remove_reader(self._sock.fileno())
-        self._relay.greetings.discard(self)
-
-    def _refuse(self, error: Exception) -> None:
-        self._relay.count(_code(error), _reason(error), peer=self._peer)
-        self.drop()
+        self._relay.greetings.pop(self, None)
 
 
 class Relay(Service):
@@ -223,9 +224,8 @@ class Relay(Service):
         self.tokens: TokenBook[Stream] = TokenBook()
         self.traffic = Traffic()
         self.streams = self.streams_total = 0
-        self.greetings: set[Greeting | Control | asyncio.Task[None] | None] = (
-            set()
-        )  # who has not said yet what they are
+        # Who has not said yet what they are, the oldest first.
+        self.greetings: dict[Greeting | Control | asyncio.Task[None] | None, None] = {}
         self.ended: deque[dict[str, object]] = deque(maxlen=50)
         self._trust = TrustStore(config.ca_directory)
         self._voms = VomsStore(config.voms_directory, self._trust)
@@ -314,16 +314,20 @@ class Relay(Service):
 
     def _greet(self, sock: socket.socket, address: Address) -> None:
         if len(self.greetings) >= self.config.greetings:
-            reason = f"{len(self.greetings)} connections have not said what they are"
-            self.count("overload", reason, peer=where(address))
-            reset(sock)
-        else:
-            self.greetings.add(Greeting(self, sock, where(address)))
+            refusal = Refusal("overload", f"{len(self.greetings)} connections have not said what they are")
+            # Whoever means it speaks at once: the oldest silent one gives way, or the silent would keep all others out.
+            silent = next((greeting for greeting in self.greetings if isinstance(greeting, Greeting)), None)
+            if silent is None:
+                self.count(refusal.code, refusal.reason, peer=where(address))
+                reset(sock)
+                return
+            silent.refuse(refusal)
+        self.greetings[Greeting(self, sock, where(address))] = None
 
     async def admit(self, sock: socket.socket, peer: str) -> None:
         """The TLS handshake of an agent."""
         task = asyncio.current_task()
-        self.greetings.add(task)
+        self.greetings[task] = None
         connection = Connection(Side.RELAY, asyncio.get_running_loop().time(), self.config.heartbeat)
         try:
             tls = TlsSocket(sock, self._context())
@@ -337,9 +341,9 @@ class Relay(Service):
             self.count(_code(error), _reason(error), peer=peer)
             return
         finally:
-            self.greetings.discard(task)
+            self.greetings.pop(task, None)
         control = Control(self, tls, peer, connection)
-        self.greetings.add(control)
+        self.greetings[control] = None
         control.listen()
 
     def _context(self) -> ssl.SSLContext:
@@ -401,7 +405,7 @@ class Relay(Service):
             self.log, "lease_renewed" if again else "lease_opened", lease=lease.label, port=lease.port,
             pilot=lease.pilot, dn=lease.dn, fqan=lease.fqan or None, peer=control.peer, expires=int(lease.expires),
         )  # fmt: skip
-        self.greetings.discard(control)
+        self.greetings.pop(control, None)
         control.say(
             Registered(lease.id, self.config.public_address, lease.port, int(lease.expires), self.config.heartbeat)
         )
@@ -473,7 +477,7 @@ class Relay(Service):
 
     def gone(self, control: Control) -> None:
         """A control connection has ended; its lease waits."""
-        self.greetings.discard(control)
+        self.greetings.pop(control, None)
         port = control.port
         if port is not None and port.control is control:
             port.control = None
