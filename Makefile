@@ -5,10 +5,10 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 LAB := .venv/bin/python -m pilotbed.lab
 PYTEST := .venv/bin/python -m pytest
-.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid bench ready
+.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid bench bench-relay ready
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
 
 ready:
 	@./bootstrap
@@ -50,3 +50,6 @@ grid: ready ## the running grid, asked as its users do (boots the lab first, if 
 
 bench: ready ## how long, how much: var/bench.json
 	@$(LAB) bench
+
+bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
+	@$(LAB) bench-relay

@@ -13,7 +13,10 @@ from pilotbed.lab.reach import host
 from support import GRID, HOLD, Jobs, until
 
 #: Modules that leave pilots warm come first; the deployment is run again last, over what all others have put back.
-ORDER = ("walk", "stage", "credentials", "traversal", "identity", "refusals", "tampering", "cleanup", "idempotence")
+ORDER = (
+    "walk", "stage", "credentials", "attributes", "traversal", "identity", "refusals", "tampering", "cleanup",
+    "idempotence",
+)  # fmt: skip
 TOLD = pytest.StashKey[set]()
 
 

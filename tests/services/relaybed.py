@@ -40,12 +40,17 @@ def eventually(check, seconds=10.0, evidence=lambda: ""):
     return value
 
 
+_untried = 20000 + os.getpid() % 9000
+
+
 def free_ports(count):
-    """Adjacent ports that nobody uses, below those that the kernel gives to clients."""
-    for first in range(20000 + os.getpid() % 9000, 32000, count):
+    """Adjacent ports that nobody uses, below those that the kernel gives to clients; others at each call."""
+    global _untried  # noqa: PLW0603
+    for first in range(_untried, 32000, count):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            _untried = first + count
             return list(range(first, first + count))
     raise AssertionError("no free ports")
 
@@ -73,11 +78,11 @@ class Process:
 
 
 class Bed:
-    """A relay with everything around it; `config` may be changed before `start_relay`."""
+    """A relay with everything around it; `config` may be changed before `start_relay`; `ca`: of another bed."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, ca=None):
         self.directory = directory
-        self.ca = pki.Authority(directory / "certificates")
+        self.ca = ca or pki.Authority(directory / "certificates")
         self.pilot = self.ca.issue(PILOT)
         self.host = self.ca.issue("/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN=localhost", host="localhost")
         self.host.save(directory / "host.pem")
@@ -87,7 +92,7 @@ class Bed:
             "address": "127.0.0.1", "port": control, "public_address": "127.0.0.1",
             "ports": [dedicated[0], dedicated[-1]], "metrics_port": 0,
             "certificate": str(directory / "host.pem"), "key": str(directory / "host.pem"),
-            "ca_directory": str(directory / "certificates"), "authorized_dns": [PILOT, FRIEND],
+            "ca_directory": str(self.ca.directory), "authorized_dns": [PILOT, FRIEND],
             "state": str(directory / "leases.json"), "status_socket": str(directory / "status.sock"),
         }  # fmt: skip
         self.agents = []
@@ -122,9 +127,13 @@ class Bed:
         make_proxy(credential or self.pilot, lifetime).save(path)
         return path
 
-    def start_agent(self, target=None, proxy=None, name="agent", server=None, port=None):
-        arguments = ["--server", server or f"localhost:{self.control}", "--proxy", proxy or self.proxy(),
-                     "--cadir", self.ca.directory, "--state", self.state(name), "--pilot", name]  # fmt: skip
+    def start_agent(self, target=None, proxy=None, name="agent", server=None, port=None, others=(), allow=()):
+        """`others`: beds whose relays it may choose, too."""
+        servers = [server or f"localhost:{self.control}", *(f"localhost:{other.control}" for other in others)]
+        arguments = [word for each in servers for word in ("--server", each)]
+        arguments += [word for each in allow for word in ("--allow", each)]
+        arguments += ["--proxy", proxy or self.proxy(), "--cadir", self.ca.directory, "--state", self.state(name),
+                      "--pilot", name]  # fmt: skip
         if target or port:
             arguments += ["--target", f"127.0.0.1:{port or target.port}"]
         agent = Process(self.directory / f"{name}.log", "-I", "-S", self.directory / "agent.pyz", *arguments)
@@ -145,9 +154,10 @@ class Bed:
         status = self.status()
         return next((lease for lease in (status or {}).get("leases", []) if lease["pilot"] == name), None)
 
-    def connect(self, name="agent"):
+    def connect(self, name="agent", source=None):
         published = json.loads(self.state(name).read_text())
-        return self.sockets.enter_context(socket.create_connection((published["host"], published["port"]), 10))
+        address, local = (published["host"], published["port"]), (source, 0) if source else None
+        return self.sockets.enter_context(socket.create_connection(address, 10, local))
 
     def refused(self, code):
         return ((self.status() or {}).get("refusals") or {}).get(code, 0)

@@ -185,6 +185,16 @@ def test_too_many_connections_are_refused(site):
     assert site.status()["refusals"] == {"overload": 1}
 
 
+def test_metrics(site):
+    site.config["metrics_port"] = 9702
+    site.start()
+    site.connect(7000)
+    code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9702/metrics').read().decode())"
+    text = run("ip", "netns", "exec", NAMESPACES["border"], sys.executable, "-c", code).stdout
+    assert "pilotbed_border_streams_total 1.0" in text
+    assert 'pilotbed_border_refusals_total{code="target_refused"} 0.0' in text
+
+
 @pytest.mark.parametrize(
     ("rule", "target", "allowed"),
     [

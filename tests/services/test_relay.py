@@ -19,7 +19,9 @@ import pki
 import pytest
 from pilotbed.relay.protocol import Open, Refused, Register, Registered, encode
 from pilotbed.x509 import make_proxy
-from relaybed import FRIEND, HOUR, PILOT, SOURCE, Scripted, Target, drain, echo, eventually, stream
+from relaybed import FRIEND, HOUR, PILOT, SOURCE, Bed, Scripted, Target, drain, echo, eventually, stream
+
+ROLE = "/gridlab/Role=pilot"
 
 # -- bytes
 
@@ -149,7 +151,7 @@ def splice(sock, address):
 
 def test_published_is_what_is_configured(served):
     published = json.loads(served.state().read_text())
-    assert published.keys() == {"host", "port", "lease"}
+    assert published.keys() == {"host", "port", "lease", "relay"}
     assert published["host"] == served.config["public_address"]
     assert served.config["ports"][0] <= published["port"] <= served.config["ports"][1]
     assert served.state().stat().st_mode & 0o777 == 0o600
@@ -164,6 +166,82 @@ def test_wrong_dn(bed):
     assert "event=refused code=not_authorized" in agent.text()
     assert bed.refused("not_authorized") == 1
     assert bed.status()["leases"] == []
+
+
+@pytest.fixture
+def vo(bed):
+    """A relay that asks for a FQAN; `vo(fqan, …)` is a proxy that has it."""
+    server = pki.VomsServer(bed.directory / "vomsdir", bed.host)
+    server.publish()
+    bed.config |= {"authorized_dns": [PILOT], "authorized_fqans": [ROLE], "voms_directory": str(server.directory)}
+
+    def proxy(*fqans, credential=None, **options):
+        ac = server.attribute_certificate(credential or bed.pilot, *fqans, **options)
+        path = bed.directory / "voms_proxy"
+        pki.with_attributes(bed.pilot, ac).save(path)
+        return path
+
+    return proxy
+
+
+def test_fqan_lets_in(bed, vo):
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=vo("/gridlab/Role=NULL/Capability=NULL", f"{ROLE}/Capability=NULL"))
+    bed.registered()
+    assert bed.lease()["fqan"] == ROLE
+    assert f"fqan={ROLE}" in bed.relay.text().replace('"', "")
+    assert works(bed)
+
+
+def test_other_fqans_or_none_do_not(bed, vo):
+    bed.start_relay()
+    assert bed.start_agent(proxy=vo("/gridlab/Role=NULL/Capability=NULL")).exit_code() == 3
+    assert "with /gridlab may not have a port" in bed.agents[0].text()
+    assert bed.start_agent(proxy=bed.proxy(), name="plain").exit_code() == 3
+    assert "with no FQAN may not have a port" in bed.agents[1].text()
+    assert bed.refused("not_authorized") == 2
+
+
+def test_fqan_of_somebody_else_or_forged_is_refused_as_such(bed, vo):
+    bed.start_relay()
+    friend = bed.ca.issue(FRIEND)
+    for name, proxy in (("borrowed", vo(ROLE, credential=friend)), ("forged", vo(ROLE, key=pki.rsa_key()))):
+        assert bed.start_agent(proxy=proxy, name=name).exit_code() == 3
+    assert bed.refused("bad_attributes") == 2
+
+
+def test_the_dn_is_asked_for_beside_the_fqan(bed, vo):
+    bed.config["authorized_dns"] = [FRIEND]
+    bed.start_relay()
+    assert bed.start_agent(proxy=vo(ROLE)).exit_code() == 3
+    assert bed.refused("not_authorized") == 1
+
+
+def test_fqan_alone_is_enough_where_no_dn_is_asked_for(bed, vo):
+    bed.config["authorized_dns"] = []
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=vo(ROLE))
+    bed.registered()
+
+
+def test_hosts_need_no_fqan(bed, vo):
+    bed.config["authorized_hosts"] = [FRIEND]
+    bed.start_relay()
+    bed.start_agent(Target(echo), proxy=bed.proxy(credential=bed.ca.issue(FRIEND)))
+    bed.registered()
+    assert bed.lease()["fqan"] == ""
+
+
+@pytest.mark.parametrize("change", [{"authorized_fqans": ["/gridlab/Role=other"]}, {"authorized_dns": [FRIEND]}, {}])
+def test_leases_whose_holders_may_no_longer_end_with_the_relay(bed, vo, change):
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo), proxy=vo(ROLE))
+    bed.registered()
+    agent.end(signal.SIGKILL)
+    bed.relay.end()
+    bed.config |= change
+    bed.start_relay()
+    assert len(bed.status()["leases"]) == (0 if change else 1)
 
 
 def test_expired_proxy(bed):
@@ -333,8 +411,8 @@ def test_nothing_secret_is_logged(served):
 
 # -- leases
 
-def works(bed):
-    client = bed.connect()
+def works(bed, name="agent", source=None):
+    client = bed.connect(name, source)
     client.sendall(b"ping")
     return client.recv(4) == b"ping"
 
@@ -493,14 +571,188 @@ def test_streams_per_lease(bed):
     assert works(bed)
 
 
+def test_streams_per_relay(bed):
+    bed.config["streams"] = 1
+    bed.start_relay()
+    for name in ("first", "second"):
+        bed.start_agent(Target(echo), name=name)
+        bed.registered(name)
+    assert works(bed, "first")
+    eventually(lambda: bed.status()["streams"] == 1)
+    with pytest.raises(ConnectionResetError):
+        bed.connect("second").recv(1)
+    assert bed.refused("too_many_streams") == 1
+    bed.sockets.close()
+    eventually(lambda: bed.status()["streams"] == 0)
+    assert works(bed, "second")
+
+
+# -- who may connect to a port
+
+def test_other_sources_are_refused(bed):
+    bed.start_relay()
+    bed.start_agent(Target(echo), allow=["127.0.0.2", "192.0.2.0/24"])
+    bed.registered()
+    assert bed.lease()["sources"] == ["127.0.0.2/32", "192.0.2.0/24"]
+    with pytest.raises(ConnectionResetError):
+        bed.connect().recv(1)
+    assert bed.refused("source_refused") == 1
+    assert "is not for 127.0.0.1" in bed.relay.text()
+    assert works(bed, source="127.0.0.2")
+
+
+def test_sources_outlive_the_relay(bed):
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo), allow=["192.0.2.0/24"])
+    bed.registered()
+    agent.end(signal.SIGKILL)
+    bed.relay.end(signal.SIGKILL)
+    bed.start_relay()
+    with pytest.raises(ConnectionResetError):
+        bed.connect().recv(1)
+    assert bed.refused("source_refused") == 1
+
+
+@pytest.mark.parametrize("networks", [["10.0.0.1/8"], ["nonsense"], ["10.0.0.1"] * 33])
+def test_bad_sources_are_a_usage_error(bed, networks):
+    agent = bed.start_agent(allow=networks)
+    assert agent.exit_code() == 2
+    assert "--allow" in agent.text()
+
+
+# -- several relays
+
+@pytest.fixture
+def other(bed, tmp_path):
+    """A second relay under the same CA."""
+    (tmp_path / "other").mkdir()
+    made = Bed(tmp_path / "other", bed.ca)
+    made.config["ports"][1] -= 2
+    yield made
+    made.close()
+
+
+def test_the_relay_with_the_least_to_do_is_taken(bed, other):
+    bed.start_relay()
+    other.start_relay()
+    for number in range(4):
+        bed.start_agent(Target(echo), name=f"agent{number}", others=[other])
+        eventually(lambda name=f"agent{number}": bed.lease(name) or other.lease(name), evidence=bed.agents[-1].text)
+    # Shares of five and three ports: 0/5 = 0/3, then the other one's is free, then 1/5 < 1/3, then 1/3 < 2/5.
+    assert sorted(len(each.status()["leases"]) for each in (bed, other)) == [2, 2]
+    assert "event=load" in bed.agents[0].text()
+
+
+def test_next_relay_when_the_best_refuses(bed, other):
+    bed.config["authorized_dns"] = [FRIEND]
+    bed.start_relay()
+    other.start_relay()
+    bed.start_agent(Target(echo), name="busy", server=f"localhost:{other.control}")
+    eventually(lambda: other.lease("busy"))  # so that the one that refuses is asked first
+    agent = bed.start_agent(Target(echo), others=[other])
+    eventually(lambda: other.lease("agent"), evidence=agent.text)
+    assert bed.refused("not_authorized") == 1
+
+
+def test_next_relay_when_one_is_down_or_full(bed, other):
+    other.config["ports"] = other.config["ports"][:1] * 2
+    other.start_relay()
+    first = bed.start_agent(Target(echo), name="first", others=[other])  # this bed's own relay does not run
+    eventually(lambda: other.lease("first"), evidence=first.text)
+    assert "event=load_unknown" in first.text()
+    bed.start_relay()
+    second = bed.start_agent(Target(echo), name="second", others=[other])
+    eventually(lambda: bed.lease("second"), evidence=second.text)
+
+
+def test_all_relays_refuse(bed, other):
+    for each in (bed, other):
+        each.config["authorized_dns"] = [FRIEND]
+        each.start_relay()
+    assert bed.start_agent(Target(echo), others=[other]).exit_code() == 3
+    assert (bed.refused("not_authorized"), other.refused("not_authorized")) == (1, 1)
+
+
+def test_agent_stays_with_the_relay_that_it_published(bed, other):
+    """When that relay is gone it waits for it: the daemon's address is of no use elsewhere."""
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo), others=[other])
+    before = bed.registered()
+    other.start_relay()
+    bed.relay.end(signal.SIGKILL)
+    eventually(lambda: "event=relay_lost" in agent.text())
+    agent.end(signal.SIGKILL)
+    bed.start_relay()
+    bed.start_agent(Target(echo), others=[other])
+    assert bed.registered() == before
+    assert other.status()["leases"] == []
+
+
+# -- the pilot
+
+def set_up_traversal(bed, **values):
+    """The pilot's script as the start-up runs it; returns its result and the configuration that it made."""
+    startup = SOURCE / "glidein" / "glidein_startup.sh"
+    own, _, helpers = startup.read_text().partition("\ngconfig_get() {")
+    helpers = "gconfig_get() {" + helpers.partition("\n# --- the end")[0]
+    warn = next(line for line in own.splitlines() if line.startswith("warn() "))
+    (bed.directory / "helpers").write_text(f"{warn}\n{helpers}\n")
+    (bed.directory / "say").write_text("#!/bin/sh\necho \"$@\"\n")
+    (bed.directory / "say").chmod(0o755)
+    config, local = bed.directory / "glidein_config", bed.directory / "local"
+    local.mkdir()
+    given = {
+        "ADD_CONFIG_LINE_SOURCE": bed.directory / "helpers", "ERROR_GEN_PATH": bed.directory / "say",
+        "GLIDEIN_LOCAL_DIR": local, "RELAY_AGENT": bed.directory / "agent.pyz",
+        "X509_USER_PROXY": bed.proxy(), "X509_CERT_DIR": bed.ca.directory, "GLIDEIN_Pilot_Name": "pilot", **values,
+    }  # fmt: skip
+    config.write_text("".join(f"{name} {value}\n" for name, value in given.items()))
+    script = SOURCE / "glidein" / "stage" / "traversal_setup.sh"
+    done = subprocess.run(["bash", script, config], capture_output=True, text=True, check=False, timeout=60)
+    made = dict(line.split(" ", 1) for line in config.read_text().splitlines())
+    if "RELAY_AGENT_PID" in made:
+        bed.sockets.callback(os.kill, int(made["RELAY_AGENT_PID"]), signal.SIGKILL)
+    return done, made
+
+
+def test_pilot_takes_a_port_for_its_submit_hosts_only(bed, other):
+    bed.start_relay()
+    servers = f"localhost:{other.control}, localhost:{bed.control}"  # the first one does not run
+    done, made = set_up_traversal(
+        bed, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=servers, GLIDEIN_Relay_Sources="127.0.0.1"
+    )
+    assert done.returncode == 0, done
+    lease = bed.lease("pilot")
+    assert lease["sources"] == ["127.0.0.1/32"]
+    assert made["GLIDEIN_Relay_Address"] == f"127.0.0.1:{lease['port']}"
+    assert (made["SHARED_PORT_PORT"], made["TCP_FORWARDING_HOST"]) == (str(lease["port"]), "127.0.0.1")
+
+
+@pytest.mark.parametrize("ways", ["relay,ccb", "relay"])
+def test_pilot_takes_the_broker_when_the_range_is_exhausted_where_its_entry_allows_it(bed, ways):
+    bed.config["ports"] = bed.config["ports"][:1] * 2
+    bed.start_relay()
+    bed.start_agent(Target(echo), name="first")
+    bed.registered("first")
+    done, made = set_up_traversal(bed, GLIDEIN_Traversal=ways, GLIDEIN_Relay_Server=f"localhost:{bed.control}")
+    if ways == "relay":
+        assert (done.returncode, "-error" in done.stdout, "code=range_exhausted" in done.stdout) == (1, True, True)
+    else:
+        assert (done.returncode, made["GLIDEIN_Traversal"]) == (0, "ccb")
+        assert "code=range_exhausted" in done.stderr
+    assert "TCP_FORWARDING_HOST" not in made
+
+
 # -- running it
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"colour": "red"}, "unknown: colour"),
-    ({"ports": [41000]}, "[41000] is not tuple"),
+    ({"colour": "red"}, "unknown key colour"),
+    ({"ports": [41000]}, "not a range"),
     ({"ports": [1, 2]}, "not a range"),
-    ({"port": "x"}, "'x' is not int"),
+    ({"port": "x"}, "'x' must be int"),
+    ({"grace": -1}, "grace = -1 must not be negative"),
     ({"authorized_dns": ["CN=pilot,O=x"]}, "slash form"),
+    ({"authorized_dns": []}, "one has to be there, or nobody may"),
     ({"key": "/nowhere"}, "No such file"),
 ])  # fmt: skip
 def test_bad_configuration_is_named(bed, change, words):
@@ -526,7 +778,7 @@ def test_status_command(served):
     assert json.loads(asked.stdout)["leases"][0]["pilot"] == "agent"
     served.relay.end()
     asked = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (asked.returncode, "does the relay run?" in asked.stderr) == (1, True)
+    assert (asked.returncode, "does the service run?" in asked.stderr) == (1, True)
 
 
 def test_metrics(bed):

@@ -16,9 +16,11 @@ from pilotbed.relay.protocol import (
     Connection,
     Decoder,
     Failed,
+    Load,
     Open,
     Ping,
     Pong,
+    Query,
     Refusal,
     Refused,
     Register,
@@ -30,7 +32,9 @@ from pilotbed.relay.protocol import (
 )
 
 EXAMPLES = {
-    Register: Register(1, ("TUlJ", "QkJC"), "glidein_7", None),
+    Register: Register(1, ("TUlJ", "QkJC"), "glidein_7", None, ("10.70.0.14/32", "2001:db8::/32")),
+    Query: Query(1),
+    Load: Load(3, 97, 12),
     Registered: Registered("0123456789abcdef", "relay.grid.test", 41000, 1800000000, 15),
     Refused: Refused("range_exhausted", "all 100 ports 41000-41099 of this relay are taken", True),
     Open: Open(7, "ab" * 32, "10.70.0.15:4711"),
@@ -50,9 +54,9 @@ def connection(side, state, now=0.0):
     """A connection led to `state` by legal frames only."""
     made = Connection(side, now)
     steps = {State.GREETING: [], State.DECIDING: [Register], State.SERVING: [Register, Registered],
-             State.CLOSED: [Register, Refused]}[state]  # fmt: skip
+             State.ASKED: [Query], State.CLOSED: [Register, Refused]}[state]  # fmt: skip
     for kind in steps:
-        sender = Side.AGENT if kind is Register else Side.RELAY
+        sender = Side.AGENT if kind in (Register, Query) else Side.RELAY
         if sender is side:
             made.send(EXAMPLES[kind], now)
         else:
@@ -100,7 +104,7 @@ def test_agent_pings_and_the_answer_keeps_it_alive():
 
 
 @pytest.mark.parametrize(("side", "state", "seconds"), [
-    (Side.RELAY, State.GREETING, 10), (Side.AGENT, State.DECIDING, 30),
+    (Side.RELAY, State.GREETING, 10), (Side.AGENT, State.DECIDING, 30), (Side.AGENT, State.ASKED, 3),
     (Side.RELAY, State.SERVING, 45), (Side.AGENT, State.SERVING, 45),
 ])  # fmt: skip
 def test_silence_is_borne_so_long(side, state, seconds):
@@ -111,8 +115,9 @@ def test_silence_is_borne_so_long(side, state, seconds):
     assert silent.deadline() <= seconds
 
 
-@pytest.mark.parametrize(("side", "state"), [(Side.AGENT, State.GREETING), (Side.RELAY, State.DECIDING),
-                                             (Side.RELAY, State.CLOSED), (Side.AGENT, State.CLOSED)])  # fmt: skip
+@pytest.mark.parametrize(("side", "state"), [(Side.AGENT, State.GREETING), (Side.RELAY, State.ASKED),
+                                             (Side.RELAY, State.DECIDING), (Side.RELAY, State.CLOSED),
+                                             (Side.AGENT, State.CLOSED)])  # fmt: skip
 def test_no_timer_where_it_is_our_turn(side, state):
     assert connection(side, state).deadline() is None
     assert connection(side, state).due(10**9) == b""
@@ -122,6 +127,13 @@ def test_relay_chooses_the_heartbeat():
     agent = connection(Side.AGENT, State.DECIDING)
     agent.receive(encode(Registered("0123456789", "h", 41000, 0, 60)), 0)
     assert agent.deadline() == 60
+
+
+def test_relays_are_ordered_by_load():
+    """Share of the ports first, then streams; one without a free port comes last, whatever its size."""
+    loads = [Load(0, 10, 5), Load(0, 100, 9), Load(10, 90, 0), Load(2, 8, 0), Load(1, 0, 0), Load(0, 0, 0)]
+    found = sorted([*loads[3:], *loads[:3]], key=protocol.crowded)
+    assert (found[:4], set(found[4:])) == (loads[:4], set(loads[4:]))
 
 
 def test_backoff_grows_to_its_bound_and_scatters():
@@ -192,7 +204,12 @@ def test_any_json_in_any_field_is_checked(kind, data):
     (raw({"frame": "failed", "stream": 1}), "failed: missing or unknown: reason"),
     (raw({"frame": "failed", "stream": True, "reason": ""}), "failed: not a number"),
     (raw({"frame": "failed", "stream": 1, "reason": "a\nb"}), "failed: not a text"),
-    (raw({"frame": "register", "version": 1, "chain": [], "pilot": "p", "lease": None}), "register: not a list"),
+    (raw({"frame": "register", "version": 1, "chain": [], "pilot": "p", "lease": None, "sources": []}),
+     "register: not a list of 1 to 16"),
+    (raw({"frame": "register", "version": 1, "chain": ["A"], "pilot": "p", "lease": None, "sources": ["10.0.0.1/8"]}),
+     "register: 10.0.0.1/8 has host bits set"),
+    (raw({"frame": "register", "version": 1, "chain": ["A"], "pilot": "p", "lease": None, "sources": ["::1"] * 33}),
+     "register: not a list of 0 to 32"),
 ])  # fmt: skip
 def test_refused_with_a_reason(wire, reason):
     with pytest.raises(Refusal) as caught:
@@ -234,6 +251,10 @@ def book(ports=3, per_dn=10):
     return LeaseBook(range(41000, 41000 + ports), per_dn, grace=300)
 
 
+def wish(lease=None, sources=()):
+    return Register(1, ("AAAA",), "p", lease, sources)
+
+
 def refused(code, call, *arguments, **named):
     with pytest.raises(Refusal) as caught:
         call(*arguments, **named)
@@ -242,53 +263,59 @@ def refused(code, call, *arguments, **named):
 
 def test_ports_are_given_in_turn_and_reused_last():
     leases = book()
-    first, second = (leases.register(PILOT, "p", None, 1000, 0) for _ in range(2))
+    first, second = (leases.register(wish(), PILOT, "", 1000, 0) for _ in range(2))
     leases.end(first)
-    third, fourth = (leases.register(PILOT, "p", None, 1000, 0) for _ in range(2))
+    third, fourth = (leases.register(wish(), PILOT, "", 1000, 0) for _ in range(2))
     assert [lease.port for lease in (first, second, third, fourth)] == [41000, 41001, 41002, 41000]
-    refused("range_exhausted", leases.register, PILOT, "p", None, 1000, 0)
+    refused("range_exhausted", leases.register, wish(), PILOT, "", 1000, 0)
 
 
 def test_unusable_ports_are_passed_over():
     leases = book()
-    assert leases.register(PILOT, "p", None, 1000, 0, {41000, 41001}).port == 41002
-    refused("range_exhausted", leases.register, PILOT, "p", None, 1000, 0, {41000, 41001})
+    assert leases.register(wish(), PILOT, "", 1000, 0, {41000, 41001}).port == 41002
+    refused("range_exhausted", leases.register, wish(), PILOT, "", 1000, 0, {41000, 41001})
+
+
+def test_unused_limits_are_freed_again():
+    leases = book(per_dn=1)
+    leases.end(leases.register(wish(), PILOT, "", 1000, 0))
+    leases.register(wish(), PILOT, "", 1000, 0)
 
 
 def test_limit_per_dn():
     leases = book(per_dn=1)
-    leases.register(PILOT, "p", None, 1000, 0)
-    refused("too_many_leases", leases.register, PILOT, "p", None, 1000, 0)
-    leases.register(OTHER, "p", None, 1000, 0)
+    leases.register(wish(), PILOT, "", 1000, 0)
+    refused("too_many_leases", leases.register, wish(), PILOT, "", 1000, 0)
+    leases.register(wish(), OTHER, "", 1000, 0)
 
 
 def test_the_same_lease_again_renews_it():
     leases = book(per_dn=1)
-    lease = leases.register(PILOT, "p", None, 1000, 0)
+    lease = leases.register(wish(), PILOT, "", 1000, 0)
     leases.lose(lease, 10)
-    again = leases.register(PILOT, "p", lease.id, 2000, 20)
+    again = leases.register(wish(lease.id), PILOT, "", 2000, 20)
     assert (again.port, again.expires, again.lost) == (lease.port, 2000, None)
     assert leases.due(1500) == []
 
 
 def test_a_lease_is_of_its_dn_only():
     leases = book()
-    lease = leases.register(PILOT, "p", None, 1000, 0)
-    refused("lease_unknown", leases.register, OTHER, "p", lease.id, 1000, 0)
-    refused("lease_unknown", leases.register, PILOT, "p", lease.label, 1000, 0)
-    refused("lease_unknown", leases.register, PILOT, "p", "0" * 32, 1000, 0)
+    lease = leases.register(wish(), PILOT, "", 1000, 0)
+    refused("lease_unknown", leases.register, wish(lease.id), OTHER, "", 1000, 0)
+    refused("lease_unknown", leases.register, wish(lease.label), PILOT, "", 1000, 0)
+    refused("lease_unknown", leases.register, wish("0" * 32), PILOT, "", 1000, 0)
 
 
 def test_expired_proxies_open_and_renew_nothing():
     leases = book()
-    refused("proxy_expired", leases.register, PILOT, "p", None, 1000, 1000)
-    lease = leases.register(PILOT, "p", None, 1000, 0)
-    refused("lease_unknown", leases.register, PILOT, "p", lease.id, 3000, 1000)
+    refused("proxy_expired", leases.register, wish(), PILOT, "", 1000, 1000)
+    lease = leases.register(wish(), PILOT, "", 1000, 0)
+    refused("lease_unknown", leases.register, wish(lease.id), PILOT, "", 3000, 1000)
 
 
 def test_due_by_proxy_and_by_grace():
     leases = book()
-    short, lost, kept = (leases.register(PILOT, "p", None, expires, 0) for expires in (100, 1000, 1000))
+    short, lost, kept = (leases.register(wish(), PILOT, "", expires, 0) for expires in (100, 1000, 1000))
     leases.lose(lost, 0)
     assert leases.due(99) == []
     assert leases.due(300) == [(short, "proxy_expired"), (lost, "grace")]
@@ -299,14 +326,15 @@ def test_due_by_proxy_and_by_grace():
 
 def test_restored_as_dumped():
     leases = book()
-    lease = leases.register(PILOT, "p", None, 1000, 0)
-    leases.register(OTHER, "p", None, 1000, 0)
-    leases.register(PILOT, "p", None, 50, 0)
+    lease = leases.register(wish(sources=("10.0.0.0/8",)), PILOT, "/vo/Role=pilot", 1000, 0)
+    leases.register(wish(), OTHER, "", 1000, 0)
+    leases.register(wish(), PILOT, "", 50, 0)
     again = book()
-    again.restore(json.loads(json.dumps(leases.dump())), 60, {PILOT}.__contains__)
+    again.restore(leases.dump(), 60, lambda lease: lease.dn == PILOT)
     (kept,) = again  # not the other DN's, who may no longer, nor the expired
     assert (kept.id, kept.port, kept.lost) == (lease.id, lease.port, 60)
-    assert again.register(PILOT, "p", lease.id, 1000, 70).port == lease.port
+    assert (kept.fqan, list(kept.sources)) == ("/vo/Role=pilot", ["10.0.0.0/8"])
+    assert again.register(wish(lease.id), PILOT, "", 1000, 70).port == lease.port
     assert again.due(361) == []
 
 
@@ -314,7 +342,7 @@ def test_restored_as_dumped():
                                    {"format": 1, "leases": [], "last_port": "x"}])  # fmt: skip
 def test_damaged_books_are_refused(state):
     with pytest.raises(ValueError, match="lease book"):
-        book().restore(state, 0, lambda _: True)
+        book().restore(json.dumps(state), 0, lambda _: True)
 
 
 @given(st.lists(st.tuples(st.sampled_from("oaeld"), st.integers(0, 5)), max_size=40))
@@ -324,7 +352,7 @@ def test_no_port_is_ever_held_twice(steps):
         held = list(leases)
         try:
             if step in "oa":
-                leases.register(PILOT if step == "o" else OTHER, "p", None, now + 100, now)
+                leases.register(wish(), PILOT if step == "o" else OTHER, "", now + 100, now)
             elif held and step == "e":
                 leases.end(held[which % len(held)])
             elif held and step == "l":

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("snapshot", help="keep every node as it is").add_argument("name")
     commands.add_parser("restore", help="bring every node back").add_argument("name")
     commands.add_parser("bench", help="measure, into var/bench.json")
+    commands.add_parser("bench-relay", help="the relay beside other ways, into var/bench-relay.json and docs/relay.md")
     arguments = parser.parse_args(argv)
     os.chdir(CHECKOUT)
     try:
@@ -58,6 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import bench
 
         return bench.main(CHECKOUT)
+    if command == "bench-relay":
+        from . import bench_relay
+
+        return bench_relay.main(CHECKOUT)
     grid = topology.load(CHECKOUT)
     if command == "status":
         status.show(CHECKOUT, grid)

@@ -31,6 +31,9 @@ FROM_NEXT = ("condor", "libpcre2-8-0")
 #: What a bootable node needs besides the roles' packages.
 GROUND = ("apt", "systemd", "systemd-sysv", "libpam-systemd", "python3-yaml", "nftables", "kmod")
 
+#: What `make bench-relay` compares the relay with; it runs over the image. No unit of it is enabled.
+BENCH = ("haproxy", "socat", "openssh-client", "openssh-server")
+
 #: Units that may start by themselves; every other unit of a package waits for its role.
 KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/systemd", "sockets")
 
@@ -59,7 +62,7 @@ def packages(checkout: Path) -> list[str]:
     Raises:
         LabError: a role's package list is not a list of names.
     """
-    names = set(GROUND) | set(FROM_NEXT)
+    names = set(GROUND) | set(FROM_NEXT) | set(BENCH)
     for path in sorted(checkout.glob("roles/*/vars/main.yml")):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
             if key.endswith("_packages"):

@@ -27,7 +27,7 @@ _SPARE_PIPES = 64
 _TURN = 1 << 20  # bytes that a stream may move before others have their turn
 
 
-@dataclass
+@dataclass(slots=True)
 class Traffic:
     """Bytes moved; what is counted here is counted in `parent` too.
 

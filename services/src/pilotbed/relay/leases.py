@@ -1,12 +1,14 @@
 """Who holds which dedicated port, and which streams wait for their connection: the relay's books, without I/O."""
 
 import hashlib
+import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from pilotbed.relay.protocol import TOKEN_BYTES, TOKEN_LIFETIME, Refusal
+from pilotbed.relay.protocol import TOKEN_BYTES, TOKEN_LIFETIME, Refusal, Register
 
 FORMAT = 1  # of the state file
 
@@ -21,6 +23,8 @@ class Lease:
         pilot: name that the agent gave itself; for people.
         port: the dedicated port.
         opened, expires: epoch seconds; it expires with the proxy that opened or last renewed it.
+        fqan: for which it was given; "" if none was asked for.
+        sources: addresses and networks that may connect to the port; empty: everybody.
         lost: epoch seconds since when no agent is connected; None while one is.
     """
 
@@ -30,6 +34,8 @@ class Lease:
     port: int
     opened: float
     expires: float
+    fqan: str = ""
+    sources: Sequence[str] = ()
     lost: float | None = None
 
     @property
@@ -51,6 +57,8 @@ class LeaseBook:
         self.ports, self.per_dn, self.grace = ports, per_dn, grace
         self._leases: dict[str, Lease] = {}
         self._by_port: dict[int, Lease] = {}
+        self._held: Counter[str] = Counter()  # leases by DN
+        self._text: dict[str, str] = {}  # each lease as JSON: the whole book is written often
         self._last: int = ports[0] - 1
 
     def __iter__(self) -> Iterator[Lease]:
@@ -60,14 +68,14 @@ class LeaseBook:
         return lease.id in self._leases
 
     def register(
-        self, dn: str, pilot: str, wanted: str | None, expires: float, now: float, unusable: Iterable[int] = ()
+        self, wish: Register, dn: str, fqan: str, expires: float, now: float, unusable: Collection[int] = ()
     ) -> Lease:
         """Give a lease, or the one that is asked for again.
 
         Args:
-            dn: verified end-entity DN of the agent.
-            pilot: the agent's name.
-            wanted: id of the lease to have again; None for a new one.
+            wish: what the agent asks for.
+            dn: its verified end-entity DN.
+            fqan: the verified FQAN that lets it in; "" if its DN is enough.
             expires: end of the agent's proxy, epoch seconds.
             now: epoch seconds.
             unusable: ports that something else on this host uses.
@@ -76,18 +84,18 @@ class LeaseBook:
         """
         if expires <= now:
             raise Refusal("proxy_expired", "the proxy has expired")
-        if wanted is not None:
-            lease = self._leases.get(wanted)
-            if lease is None or lease.dn != dn or lease.expires <= now:
+        if wish.lease is not None:
+            old = self._leases.get(wish.lease)
+            if old is None or old.dn != dn or old.expires <= now:
                 raise Refusal("lease_unknown", "no such lease of this DN: it has ended")
-            lease.pilot, lease.expires, lease.lost = pilot, expires, None
-            return lease
-        if sum(lease.dn == dn for lease in self) >= self.per_dn:
+            old.pilot, old.fqan, old.sources, old.expires, old.lost = wish.pilot, fqan, wish.sources, expires, None
+            self._write(old)
+            return old
+        if self._held[dn] >= self.per_dn:
             raise Refusal("too_many_leases", f"{dn} holds {self.per_dn} leases, which is its limit")
-        port = self._free_port(set(unusable))
-        lease = Lease(secrets.token_hex(16), dn, pilot, port, now, expires)
+        port = self._last = self._free_port(unusable)
+        lease = Lease(secrets.token_hex(16), dn, wish.pilot, port, now, expires, fqan, wish.sources)
         self._add(lease)
-        self._last = port
         return lease
 
     def lose(self, lease: Lease, now: float) -> None:
@@ -97,7 +105,8 @@ class LeaseBook:
     def end(self, lease: Lease) -> None:
         """Free the port. It is given to somebody else only after every other one of the range has been."""
         if self._leases.pop(lease.id, None):
-            del self._by_port[lease.port]
+            del self._by_port[lease.port], self._text[lease.id]
+            self._held[lease.dn] -= 1
 
     def due(self, now: float) -> list[tuple[Lease, str]]:
         """Leases that have to end now, each with why: `proxy_expired` or `grace`."""
@@ -107,39 +116,48 @@ class LeaseBook:
             if lease.expires <= now or (lease.lost is not None and lease.lost + self.grace <= now)
         ]
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> str:
         """The book as JSON, for the state file."""
-        return {"format": FORMAT, "last_port": self._last, "leases": [asdict(lease) for lease in self]}
+        leases = ",\n".join(self._text.values())
+        return f'{{"format": {FORMAT}, "last_port": {self._last}, "leases": [\n{leases}]}}\n'
 
-    def restore(self, state: Any, now: float, may: Callable[[str], bool]) -> None:
+    def restore(self, text: str, now: float, may: Callable[[Lease], bool]) -> None:
         """Take over what `dump` wrote; nobody is connected yet, so every grace period starts now.
 
         Args:
-            state: the parsed state file.
+            text: the state file.
             now: epoch seconds.
-            may: whether a DN may (still) hold a lease; leases of others are dropped, as are those outside the range.
+            may: whether its holder may (still) have the lease; others are dropped, as are those outside the range.
         Raises:
             ValueError: not such a state.
         """
+        try:
+            state = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"damaged lease book: {error}") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"not a lease book of format {FORMAT}")
         try:
-            leases = [Lease(**entry) for entry in state["leases"]]
+            leases = [Lease(**entry | {"lost": now}) for entry in state["leases"]]
             last = int(state["last_port"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"damaged lease book: {error}") from None
         for lease in leases:
-            if lease.port in self.ports and lease.port not in self._by_port and may(lease.dn) and lease.expires > now:
-                lease.lost = now
+            if lease.port in self.ports and lease.port not in self._by_port and lease.expires > now and may(lease):
                 self._add(lease)
         self._last = last
 
     def _add(self, lease: Lease) -> None:
         self._leases[lease.id] = self._by_port[lease.port] = lease
+        self._held[lease.dn] += 1
+        self._write(lease)
 
-    def _free_port(self, unusable: set[int]) -> int:
+    def _write(self, lease: Lease) -> None:
+        self._text[lease.id] = json.dumps({key: value for key, value in vars(lease).items() if key != "lost"})
+
+    def _free_port(self, unusable: Collection[int]) -> int:
         start = self._last - self.ports[0] + 1
-        for step in range(len(self.ports)):
+        for step in range(len(self.ports) if len(self._leases) < len(self.ports) else 0):
             port = self.ports[(start + step) % len(self.ports)]
             if port not in self._by_port and port not in unusable:
                 return port

@@ -5,6 +5,7 @@ A control connection (TLS) carries frames: four bytes of length, big endian, the
 holds the one-time token out of an `open` frame. Standard library only: the pilot stages this module for its agent.
 """
 
+import ipaddress
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 VERSION = 1
 MAX_FRAME = 64 * 1024  # bytes of JSON; a chain of five RSA 4096 certificates with VOMS attributes needs 20 kB
+MAX_SOURCES = 32  # networks that a lease may be limited to
 TOKEN_BYTES = 32
 TOKEN_LIFETIME = 10.0  # seconds from `open` until the stream connection must have shown the token
 PREFACE = b"PBRS" + bytes([VERSION])  # its first byte is none that a TLS record can start with
@@ -39,6 +41,7 @@ REFUSALS: Mapping[str, bool] = {
     "bad_frame": True,  # not of this protocol, or not in this state
     "bad_version": True,
     "bad_certificate": True,  # chain does not verify: unknown CA, revoked, forged, not the TLS peer's
+    "bad_attributes": True,  # VOMS attributes that do not verify: forged, expired, another's, of a server not known
     "not_authorized": True,  # a good certificate of somebody who may not have a port
     "proxy_expired": True,  # at registration, or in mid-lease: a lease ends with its proxy
     "lease_unknown": True,  # asked for a lease that has ended, or is another's
@@ -63,13 +66,35 @@ class Frame:
 
 @dataclass(frozen=True)
 class Register(Frame):
-    """First frame of the agent. `chain`: base64 DER of its certificates, leaf first. `lease`: to have it again."""
+    """First frame of the agent. `chain`: base64 DER of its certificates, leaf first. `lease`: to have it again.
+
+    `sources`: addresses and networks that may connect to the port; empty: everybody.
+    """
 
     name = "register"
     version: int
     chain: tuple[str, ...]
     pilot: str
     lease: str | None
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Query(Frame):
+    """First frame of an agent that may choose among relays."""
+
+    name = "query"
+    version: int
+
+
+@dataclass(frozen=True)
+class Load(Frame):
+    """Last frame of the relay: its leases, the ports that it could still give, the streams under way."""
+
+    name = "load"
+    leases: int
+    free: int
+    streams: int
 
 
 @dataclass(frozen=True)
@@ -157,15 +182,24 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _texts(count: int, limit: int) -> Check:
-    one = _text(limit, 1)
-
-    def check(value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list) or not 1 <= len(value) <= count:
-            raise ValueError(f"not a list of 1 to {count} texts")
+def _list(one: Check, least: int, most: int) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise ValueError(f"not a list of {least} to {most}")
         return tuple(map(one, value))
 
     return check
+
+
+def network(value: Any) -> str:
+    """The text, if it is an address or a network without host bits (192.0.2.0/24).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str) or len(value) > 50:
+        raise ValueError("not the text of a network")
+    return str(ipaddress.ip_network(value))
 
 
 def _or_null(check: Check) -> Check:
@@ -177,10 +211,13 @@ _HEX = _text(64, 8)
 FRAMES: Mapping[type[Frame], Mapping[str, Check]] = {
     Register: {
         "version": _number(0, 2**31),
-        "chain": _texts(16, 16384),
+        "chain": _list(_text(16384, 1), 1, 16),
         "pilot": _text(200),
         "lease": _or_null(_HEX),
+        "sources": _list(network, 0, MAX_SOURCES),
     },
+    Query: {"version": _number(0, 2**31)},
+    Load: {"leases": _number(0, 65535), "free": _number(0, 65535), "streams": _number(0, 2**53)},
     Registered: {
         "lease": _HEX,
         "host": _text(253, 1),
@@ -218,7 +255,7 @@ def _decode(body: bytes) -> Frame:
     if kind is None:
         raise Refusal("bad_frame", f"unknown frame {name[:40]!r}")
     # A later version may have other fields, so it is told apart before they are looked at.
-    if kind is Register and fields.get("version") != VERSION:
+    if "version" in FRAMES[kind] and fields.get("version") != VERSION:
         raise Refusal("bad_version", f"this side speaks version {VERSION} only")
     checks = FRAMES[kind]
     if fields.keys() != checks.keys():
@@ -232,6 +269,8 @@ def _decode(body: bytes) -> Frame:
 
 class Decoder:
     """Cuts a byte stream into frames; holds at most one frame that is not complete yet."""
+
+    __slots__ = ("_buffer",)
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -262,7 +301,8 @@ class Side(Enum):
 
 
 class State(Enum):
-    GREETING = "greeting"  # TLS stands; the agent has to register
+    GREETING = "greeting"  # TLS stands; the agent has to register, or to ask
+    ASKED = "asked"  # the relay has to say its load
     DECIDING = "deciding"  # the relay has to answer
     SERVING = "serving"
     CLOSED = "closed"
@@ -271,7 +311,10 @@ class State(Enum):
 # Who may say what in which state, and what state comes then. Whatever is not here is refused as bad_frame.
 TRANSITIONS: Mapping[tuple[State, Side, type[Frame]], State] = {
     (State.GREETING, Side.AGENT, Register): State.DECIDING,
+    (State.GREETING, Side.AGENT, Query): State.ASKED,
     (State.GREETING, Side.RELAY, Refused): State.CLOSED,
+    (State.ASKED, Side.RELAY, Load): State.CLOSED,
+    (State.ASKED, Side.RELAY, Refused): State.CLOSED,
     (State.DECIDING, Side.RELAY, Registered): State.SERVING,
     (State.DECIDING, Side.RELAY, Refused): State.CLOSED,
     (State.SERVING, Side.RELAY, Open): State.SERVING,
@@ -285,6 +328,7 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Frame]], State] = {
 # Seconds that each side bears silence of the other in a state; while serving: heartbeats missed.
 PATIENCE: Mapping[tuple[Side, State], float] = {
     (Side.RELAY, State.GREETING): 10.0,
+    (Side.AGENT, State.ASKED): 3.0,  # somebody else answers sooner
     (Side.AGENT, State.DECIDING): 30.0,
 }
 MISSED_HEARTBEATS = 3
@@ -298,6 +342,8 @@ class Connection:
         now: seconds of any monotonic clock, as for all methods.
         heartbeat: the relay's choice, seconds; the agent learns it from `registered`.
     """
+
+    __slots__ = ("_decoder", "_heard", "_other", "_said", "heartbeat", "side", "state")
 
     def __init__(self, side: Side, now: float, heartbeat: int = 15) -> None:
         self.side, self.state, self.heartbeat = side, State.GREETING, heartbeat
@@ -380,6 +426,12 @@ def read_preface(data: bytes) -> bytes:
     if data[:5] != PREFACE:
         raise Refusal("bad_version", f"stream of version {data[4]}, this side speaks {VERSION}")
     return data[5:]
+
+
+def crowded(load: Load) -> tuple[bool, float, int]:
+    """By what relays are ordered, the one to take first: those with free ports, by share of ports given, by streams."""
+    ports = load.leases + load.free
+    return load.free == 0, load.leases / ports if ports else 1.0, load.streams
 
 
 def backoff(attempt: int, jitter: float) -> float:

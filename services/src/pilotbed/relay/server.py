@@ -1,28 +1,28 @@
 """The relay's server: gives dedicated ports to agents, and carries what comes to them. A thin asyncio shell.
 
-Decisions are made elsewhere: `protocol` (what may be said), `leases` (who gets which port), `x509` (who is who).
+Decisions are made elsewhere: `protocol` (what may be said), `leases` (who gets which port), `config` (who may),
+`x509` (who is who). What is idle here is callbacks in the loop's table: an agent or a stream holds no task.
 """
 
-import argparse
 import asyncio
 import base64
-import contextlib
 import datetime as dt
-import json
 import logging
-import signal
 import socket
 import ssl
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Coroutine, Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
-from pilotbed.relay import Traffic, event, join, log_to_stderr, readable, reset, write_durably
-from pilotbed.relay.config import DEFAULT_PATH, Config, ConfigError, load
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pilotbed.relay import Joint, Traffic, event, reset, write_durably
+from pilotbed.relay.config import Config
 from pilotbed.relay.leases import Lease, LeaseBook, TokenBook
 from pilotbed.relay.protocol import (
     PREFACE,
@@ -33,9 +33,11 @@ from pilotbed.relay.protocol import (
     Connection,
     Failed,
     Frame,
+    Load,
     Open,
     Ping,
     Pong,
+    Query,
     Refusal,
     Refused,
     Register,
@@ -45,54 +47,113 @@ from pilotbed.relay.protocol import (
     State,
     read_preface,
 )
-from pilotbed.relay.serving import Listener, ask_status, notify, serve_metrics, serve_status
+from pilotbed.relay.service import Address, Figure, Listener, Networks, Service, command, where
 from pilotbed.relay.tls import TlsSocket
-from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore
+from pilotbed.settings import SettingsError
+from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore, VomsStore
 
 PATIENCE = 10.0  # seconds for a connection to say what it is, and for its TLS handshake
 RECHECK = 30.0  # seconds between two looks at the certificates of standing leases (revoked meanwhile?)
 TLS_HANDSHAKE = b"\x16"  # first byte of a TLS connection (RFC 8446, 5.1: ContentType handshake)
 
-_log = logging.getLogger("pilotbed-relay")
 
-
-@dataclass(eq=False)
 class Control:
-    """An agent's control connection."""
+    """An agent's control connection, from the end of the TLS handshake on.
 
-    connection: Connection
-    tls: TlsSocket
-    peer: str
-    task: asyncio.Task[None] | None
+    Attributes:
+        peer: address of the agent, for people.
+        certificate: the one (DER) whose key the agent has.
+        port: what it registered for.
+    """
+
+    __slots__ = ("_loop", "_relay", "_timer", "_tls", "closed", "connection", "peer", "port")
+
+    def __init__(self, relay: "Relay", tls: TlsSocket, peer: str, connection: Connection) -> None:
+        self._relay, self._tls, self.peer, self.connection = relay, tls, peer, connection
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.port: Port | None = None
+        self.closed = False
+
+    @property
+    def certificate(self) -> bytes:
+        return self._tls.peer_certificate
+
+    def listen(self) -> None:
+        """Let the relay hear what the agent says, or that it is silent for too long."""
+        self.watch()
+        self._tls.listen(self._heard, self._ended)
+
+    def watch(self) -> None:
+        """Set the timer of the state in which the connection is now."""
+        if self._timer:
+            self._timer.cancel()
+        deadline = self.connection.deadline()
+        self._timer = None if deadline is None or self.closed else self._loop.call_at(deadline, self._due)
 
     def say(self, frame: Frame) -> None:
         """Send a frame if it may be sent now."""
         if (self.connection.state, Side.RELAY, type(frame)) in TRANSITIONS:
-            self.tls.write(self.connection.send(frame, time.monotonic()))
+            self._tls.write(self.connection.send(frame, self._loop.time()))
+
+    def close(self) -> None:
+        """Hang up when all is sent."""
+        if not self.closed:
+            self.closed = True
+            self.watch()
+            self.connection.state = State.CLOSED
+            self._relay.gone(self)
+            self._relay.spawn(self._tls.close(), last=True)
+
+    def _heard(self, data: bytes) -> None:
+        try:
+            for frame in self.connection.receive(data, self._loop.time()):
+                self._relay.handle(frame, self)
+        except Refusal as refusal:
+            self._relay.refuse(self, refusal)
+        if self.connection.state is State.CLOSED:
+            self.close()
+
+    def _due(self) -> None:
+        """A deadline of old; there is a newer one if the agent has spoken since."""
+        try:
+            self.connection.due(self._loop.time())
+        except Refusal as refusal:
+            self._relay.refuse(self, refusal)
+        else:
+            self.watch()
+
+    def _ended(self, error: OSError | None) -> None:
+        if error and self.port is None and not self.closed:
+            self._relay.count(_code(error), _reason(error), peer=self.peer)
+        self.close()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Stream:
-    """A connection to a dedicated port: waits for the agent's, then both are carried by `task`."""
+    """A connection to a dedicated port: waits for the agent's, then `joint` carries both."""
 
     number: int
     port: "Port"
     client: socket.socket
     peer: str
+    began: float
+    traffic: Traffic
     token: bytes | None = None
     timer: asyncio.TimerHandle | None = None
-    task: asyncio.Task[None] | None = None
+    joint: Joint | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Port:
-    """What a lease has while the relay runs."""
+    """What a lease has while the relay runs; `holder` is the end entity behind it, once an agent was here."""
 
     lease: Lease
     traffic: Traffic
+    sources: Networks
     listener: Listener | None = None
     control: Control | None = None
-    chain: Chain | None = None
+    holder: Chain | None = None
     streams: dict[int, Stream] = field(default_factory=dict)
     total: int = 0
 
@@ -102,7 +163,53 @@ class Port:
         return self.control is not None and self.control.connection.state is State.SERVING
 
 
-class Relay:
+class Greeting:
+    """A connection to the relay's own port until it has said what it is: TLS (an agent) or a preface (a stream)."""
+
+    __slots__ = ("_data", "_loop", "_peer", "_relay", "_sock", "_timer")
+
+    def __init__(self, relay: "Relay", sock: socket.socket, peer: str) -> None:
+        self._relay, self._sock, self._peer, self._data = relay, sock, peer, b""
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(PATIENCE, self.refuse, TimeoutError())
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    def _read(self) -> None:
+        try:
+            if not self._data and self._sock.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+                self._let_go()
+                self._relay.spawn(self._relay.admit(self._sock, self._peer))
+                return
+            part = self._sock.recv(PREFACE_LENGTH - len(self._data))  # not one byte of the application's
+            self._data += part
+            if part and len(self._data) < PREFACE_LENGTH and self._data.startswith(PREFACE[: len(self._data)]):
+                return
+            token = read_preface(self._data)
+        except BlockingIOError:
+            return
+        except (Refusal, OSError) as error:
+            self.refuse(error)
+            return
+        self._let_go()
+        self._relay.bring(token, self._sock, self._peer)
+
+    def refuse(self, error: Exception) -> None:
+        """Count and log why, and hang up."""
+        self._relay.count(_code(error), _reason(error), peer=self._peer)
+        self.drop()
+
+    def drop(self) -> None:
+        """End the connection."""
+        self._let_go()
+        reset(self._sock)
+
+    def _let_go(self) -> None:
+        self._timer.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._relay.greetings.pop(self, None)
+
+
+class Relay(Service):
     """One relay.
 
     Args:
@@ -110,24 +217,23 @@ class Relay:
     """
 
     def __init__(self, config: Config) -> None:
+        super().__init__("relay", config.status_socket)
         self.config = config
         self.book = LeaseBook(config.range, config.leases_per_dn, config.grace)
         self.ports: dict[str, Port] = {}  # by lease id
         self.tokens: TokenBook[Stream] = TokenBook()
         self.traffic = Traffic()
-        self.streams_total = 0
-        self.refusals: Counter[str] = Counter()
-        self.recent: deque[dict[str, object]] = deque(maxlen=50)
+        self.streams = self.streams_total = 0
+        # Who has not said yet what they are, the oldest first.
+        self.greetings: dict[Greeting | Control | asyncio.Task[None] | None, None] = {}
         self.ended: deque[dict[str, object]] = deque(maxlen=50)
-        self.started = time.time()
         self._trust = TrustStore(config.ca_directory)
+        self._voms = VomsStore(config.voms_directory, self._trust)
+        self._holders: WeakValueDictionary[bytes, Chain] = WeakValueDictionary()  # by the end entity's certificate
         self._tls: tuple[object, ssl.SSLContext] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._greeting = 0
         self._saving = asyncio.Lock()
         self._changes = self._saved = 0
-        self._control: Listener | None = None
-        self._status: asyncio.Server | None = None
+        self._listener: Listener | None = None
 
     # -- life
 
@@ -135,72 +241,58 @@ class Relay:
         """Restore the leases, listen.
 
         Raises:
-            ConfigError: the state file is damaged, or the certificate cannot be loaded.
-            OSError: a socket cannot be bound.
+            SettingsError: the state file is damaged.
+            OSError: a socket cannot be bound, or the certificate cannot be loaded.
         """
         self._context()
         self._restore()
-        self._control = Listener((self.config.address, self.config.port), self._incoming)
-        self._status = await serve_status(self.config.status_socket, self.status)
-        self._spawn(self._watch_leases())
-        self._spawn(self._watch_certificates())
-        event(_log, "started", address=self.config.address, port=self.port, leases=len(self.ports))
+        self._listener = Listener((self.config.address, self.config.port), self._greet, self.log)
+        await super().start()
+        self.spawn(self._watch_leases())
+        self.spawn(self._watch_certificates())
+        event(self.log, "started", address=self.config.address, port=self.port, leases=len(self.ports))
 
     @property
     def port(self) -> int:
         """Where agents connect (also when the configured port was 0)."""
-        assert self._control is not None
-        return self._control.port
+        assert self._listener is not None
+        return self._listener.port
 
     async def stop(self) -> None:
         """Tell the agents to come back, and close everything; leases stay on disk."""
-        if self._control:
-            self._control.close()
-        farewells = []
+        if self._listener:
+            self._listener.close()
+        for greeting in list(self.greetings):
+            if isinstance(greeting, Greeting):
+                greeting.drop()
+        agents = [*self.greetings, *(port.control for port in self.ports.values())]
+        for control in agents:
+            if isinstance(control, Control):
+                self.refuse(control, Refusal("stopping", "the relay stops"), counted=False)
         for port in self.ports.values():
-            if port.control:
-                self._refuse(port.control, Refusal("stopping", "the relay stops"), counted=False)
-                farewells.append(port.control.task)
             self._close(port)
-        await asyncio.gather(*filter(None, farewells), return_exceptions=True)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._status:
-            self._status.close()
-            self.config.status_socket.unlink(missing_ok=True)
+        await super().stop()
         await self._save_later()
-        event(_log, "stopped")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            _log.error("event=fault task=%s", task.get_coro(), exc_info=error)
+        event(self.log, "stopped")
 
     # -- state on disk
 
     def _restore(self) -> None:
         try:
-            state = json.loads(self.config.state.read_text())
-            self.book.restore(state, time.time(), self.config.authorized_dns.__contains__)
+            text = self.config.state.read_text()
+            self.book.restore(text, time.time(), lambda lease: self.config.grants(lease.dn, [lease.fqan]) is not None)
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise ConfigError(
+            raise SettingsError(
                 f"{self.config.state}: {error}; repair it, or remove it (every pilot then needs a new port)"
             ) from None
         for lease in self.book:
-            port = self.ports[lease.id] = Port(lease, Traffic(self.traffic))
+            port = self.ports[lease.id] = Port(lease, Traffic(self.traffic), Networks(lease.sources))
             try:
                 self._listen(port)
             except OSError as error:  # tried again when the agent comes back
-                event(_log, "port_busy", level=logging.ERROR, port=lease.port, reason=error.strerror)
+                event(self.log, "port_busy", level=logging.ERROR, port=lease.port, reason=error.strerror)
 
     async def _save(self) -> None:
         """Return when every change made until now is on disk; changes that come meanwhile share the next write."""
@@ -208,7 +300,7 @@ class Relay:
         wanted = self._changes
         async with self._saving:
             if self._saved < wanted:
-                covered, text = self._changes, json.dumps(self.book.dump())
+                covered, text = self._changes, self.book.dump()
                 await asyncio.get_running_loop().run_in_executor(None, write_durably, self.config.state, text)
                 self._saved = covered
 
@@ -216,44 +308,43 @@ class Relay:
         try:
             await self._save()
         except OSError as error:
-            event(_log, "state_not_saved", level=logging.ERROR, file=self.config.state, reason=error.strerror)
+            event(self.log, "state_not_saved", level=logging.ERROR, file=self.config.state, reason=error.strerror)
 
     # -- the control and stream port
 
-    def _incoming(self, sock: socket.socket, peer: str) -> None:
-        if self._greeting >= self.config.greetings:
-            self._count("overload", f"{self._greeting} connections have not said what they are", peer=peer)
-            reset(sock)
-        else:
-            self._greeting += 1
-            self._spawn(self._greet(sock, peer))
-
-    async def _greet(self, sock: socket.socket, peer: str) -> None:
-        """Tell TLS (an agent's control connection) from a preface (a stream) by the first byte."""
-        with contextlib.ExitStack() as greeting:
-            greeting.callback(self._greeted)
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await readable(sock)
-                if sock.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
-                    tls, stream = TlsSocket(sock, self._context()), None
-                else:
-                    tls, stream = None, await self._redeem(sock)
-            except (Refusal, OSError, TimeoutError) as error:
-                self._count(_code(error), _reason(error), peer=peer)
+    def _greet(self, sock: socket.socket, address: Address) -> None:
+        if len(self.greetings) >= self.config.greetings:
+            refusal = Refusal("overload", f"{len(self.greetings)} connections have not said what they are")
+            # Whoever means it speaks at once: the oldest silent one gives way, or the silent would keep all others out.
+            silent = next((greeting for greeting in self.greetings if isinstance(greeting, Greeting)), None)
+            if silent is None:
+                self.count(refusal.code, refusal.reason, peer=where(address))
                 reset(sock)
                 return
-            except BaseException:
-                sock.close()
-                raise
-            if tls:
-                await self._serve(tls, peer, greeting)
-            elif stream:
-                greeting.close()
-                await self._carry(stream, sock)
+            silent.refuse(refusal)
+        self.greetings[Greeting(self, sock, where(address))] = None
 
-    def _greeted(self) -> None:
-        self._greeting -= 1
+    async def admit(self, sock: socket.socket, peer: str) -> None:
+        """The TLS handshake of an agent."""
+        task = asyncio.current_task()
+        self.greetings[task] = None
+        connection = Connection(Side.RELAY, asyncio.get_running_loop().time(), self.config.heartbeat)
+        try:
+            tls = TlsSocket(sock, self._context())
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await tls.handshake()
+            except BaseException:
+                self.spawn(tls.close(), last=True)
+                raise
+        except OSError as error:  # TimeoutError is one
+            self.count(_code(error), _reason(error), peer=peer)
+            return
+        finally:
+            self.greetings.pop(task, None)
+        control = Control(self, tls, peer, connection)
+        self.greetings[control] = None
+        control.listen()
 
     def _context(self) -> ssl.SSLContext:
         """TLS for agents; made anew when certificate or CA directory changed, because OpenSSL keeps what it read."""
@@ -270,84 +361,58 @@ class Relay:
             self._tls = (stamp, context)
         return self._tls[1]
 
-    async def _redeem(self, sock: socket.socket) -> Stream:
-        loop, data = asyncio.get_running_loop(), b""
-        async with asyncio.timeout(PATIENCE):
-            while len(data) < PREFACE_LENGTH:
-                part = await loop.sock_recv(sock, PREFACE_LENGTH - len(data))  # not one byte of the application's
-                data += part
-                if not part or not data.startswith(PREFACE[: len(data)]):
-                    break
-        stream = self.tokens.redeem(read_preface(data), time.monotonic())
-        if stream is None:
-            raise Refusal("bad_token", "stream with a token that is unknown, used or too old", True)
-        return stream
-
     # -- an agent
 
-    async def _serve(self, tls: TlsSocket, peer: str, greeting: contextlib.ExitStack) -> None:
-        """A control connection from TLS handshake to its end."""
-        connection = Connection(Side.RELAY, time.monotonic(), self.config.heartbeat)
-        control = Control(connection, tls, peer, asyncio.current_task())
-        port: Port | None = None
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await tls.handshake()
-            while connection.state is not State.CLOSED:
-                deadline = connection.deadline()
-                pause = None if deadline is None else max(0.0, deadline - time.monotonic())
-                try:
-                    data = await asyncio.wait_for(tls.read(), pause)
-                except TimeoutError:
-                    connection.due(time.monotonic())
-                    continue
-                if not data:
-                    break
-                for frame in connection.receive(data, time.monotonic()):
-                    if isinstance(frame, Register):
-                        port = await self._register(frame, control)
-                        greeting.close()
-                    elif port is not None:
-                        self._handle(frame, port, control)
-        except Refusal as refusal:
-            self._refuse(control, refusal, dn=port.lease.dn if port else None)
-        except (OSError, TimeoutError) as error:
-            if port is None:
-                self._count(_code(error), _reason(error), peer=peer)
-        finally:
-            if port is not None and port.control is control:
-                self._lost(port)
-            await tls.close()
+    def handle(self, frame: Frame, control: Control) -> None:
+        """Act on a frame that may be said now."""
+        if isinstance(frame, Query):
+            control.say(Load(len(self.ports), len(self.config.range) - len(self.ports), self.streams))
+        elif isinstance(frame, Register):
+            self.spawn(self._register(frame, control))
+        elif control.port is None:
+            return
+        elif isinstance(frame, Ping):
+            control.say(Pong())
+        elif isinstance(frame, Release):
+            self._end(control.port, "released")
+        elif isinstance(frame, Failed):
+            stream = control.port.streams.get(frame.stream)
+            if stream and not stream.joint:
+                self._drop(stream, "target", f"the agent says: {frame.reason}")
 
-    async def _register(self, frame: Register, control: Control) -> Port:
-        chain = self._identify(frame, control)
-        dn = chain.dn
-        if dn not in self.config.authorized_dns:
-            raise Refusal("not_authorized", f"{dn} may not have a port here")
-        port = self._lease(frame, chain)
-        lease, again = port.lease, frame.lease is not None
-        if port.control is not None:
-            self._refuse(port.control, Refusal("superseded", "another connection registered with this lease"), dn=dn)
-        port.control, port.chain = control, chain
+    async def _register(self, frame: Register, control: Control) -> None:
+        if control.closed:
+            return
         try:
-            await self._save()
-        except OSError as error:
-            if again:
-                self._lost(port)
-            else:
-                self._end(port, "storage")
-            raise Refusal("storage", f"the lease could not be written: {error.strerror}") from None
+            chain = self._identify(frame, control)
+            port = self._lease(frame, chain, self._authorize(chain))
+            lease, again = port.lease, frame.lease is not None
+            before, control.port, port.control, port.holder = port.control, port, control, self._holder(chain)
+            if before:
+                self.refuse(before, Refusal("superseded", "another connection registered with this lease"))
+            try:
+                await self._save()
+            except OSError as error:
+                if not again:
+                    self._end(port, "storage")
+                raise Refusal("storage", f"the lease could not be written: {error.strerror}") from None
+        except Refusal as refusal:
+            self.refuse(control, refusal)
+            return
+        if control.closed:  # it hung up, or was superseded, meanwhile
+            return
         event(
-            _log, "lease_renewed" if again else "lease_opened", lease=lease.label, port=lease.port, pilot=lease.pilot,
-            dn=dn, peer=control.peer, expires=int(lease.expires),
+            self.log, "lease_renewed" if again else "lease_opened", lease=lease.label, port=lease.port,
+            pilot=lease.pilot, dn=lease.dn, fqan=lease.fqan or None, peer=control.peer, expires=int(lease.expires),
         )  # fmt: skip
+        self.greetings.pop(control, None)
         control.say(
             Registered(lease.id, self.config.public_address, lease.port, int(lease.expires), self.config.heartbeat)
         )
+        control.watch()
         for stream in list(port.streams.values()):
-            if stream.task is None:  # came while the agent was away, or was asked for on a connection now lost
+            if stream.joint is None:  # came while the agent was away, or was asked for on a connection now lost
                 self._ask(stream)
-        return port
 
     def _identify(self, frame: Register, control: Control) -> Chain:
         """The verified chain of the TLS peer; the frame only helps with the certificates between it and the CA.
@@ -355,10 +420,9 @@ class Relay:
         Python gives the peer's whole chain since 3.13 only, and OpenSSL neither knows our rules for revocation lists
         nor tells why; so the agent sends its chain again, and its first certificate must be the one that TLS proved.
         """
-        proven = control.tls.peer_certificate
         try:
             certificates = [base64.b64decode(text, validate=True) for text in frame.chain]
-            if certificates[0] != proven:
+            if certificates[0] != control.certificate:
                 raise Refusal("bad_certificate", "the chain does not start with the certificate of the TLS connection")
             return self._trust.verify(Chain.from_der(certificates))
         except TrustError as error:
@@ -366,18 +430,38 @@ class Relay:
         except (CertificateError, ValueError) as error:
             raise Refusal("bad_certificate", str(error)) from None
 
-    def _lease(self, frame: Register, chain: Chain) -> Port:
+    def _authorize(self, chain: Chain) -> str:
+        """The FQAN that lets a verified chain in; "" if its DN is enough: then attributes are not even looked at."""
+        granted, fqans = self.config.grants(chain.dn, self.config.authorized_fqans), "any FQAN"
+        if granted:
+            try:
+                found = self._voms.fqans(chain)
+            except TrustError as error:
+                raise Refusal("trust", str(error)) from None
+            except CertificateError as error:
+                raise Refusal("bad_attributes", str(error)) from None
+            granted, fqans = self.config.grants(chain.dn, found), ", ".join(found) or "no FQAN"
+        if granted is None:
+            raise Refusal("not_authorized", f"{chain.dn} with {fqans} may not have a port here")
+        return granted
+
+    def _holder(self, chain: Chain) -> Chain:
+        """The end entity of a verified chain, one object for all its leases: proxies are in no revocation list."""
+        end_entity = Chain((chain.end_entity,))
+        return self._holders.setdefault(chain.end_entity.public_bytes(Encoding.DER), end_entity)
+
+    def _lease(self, frame: Register, chain: Chain, fqan: str) -> Port:
         """A lease with its listening port. Ports that something else uses are passed over, unless it is ours again."""
         unusable: list[int] = []
         while True:
-            lease = self.book.register(
-                chain.dn, frame.pilot, frame.lease, chain.not_after.timestamp(), time.time(), unusable
-            )
-            port = self.ports.setdefault(lease.id, Port(lease, Traffic(self.traffic)))
+            lease = self.book.register(frame, chain.dn, fqan, chain.not_after.timestamp(), time.time(), unusable)
+            sources = Networks(lease.sources)
+            port = self.ports.setdefault(lease.id, Port(lease, Traffic(self.traffic), sources))
+            port.sources = sources
             try:
                 self._listen(port)
             except OSError as error:
-                event(_log, "port_busy", level=logging.ERROR, port=lease.port, reason=error.strerror)
+                event(self.log, "port_busy", level=logging.ERROR, port=lease.port, reason=error.strerror)
                 if frame.lease is not None:
                     self.book.lose(lease, time.time())
                     raise Refusal("port_busy", f"port {lease.port} is in use on the relay's host just now") from None
@@ -389,22 +473,17 @@ class Relay:
 
     def _listen(self, port: Port) -> None:
         if port.listener is None:
-            address = (self.config.address, port.lease.port)
-            port.listener = Listener(address, lambda sock, peer: self._knock(port, sock, peer))
+            port.listener = Listener((self.config.address, port.lease.port), partial(self._knock, port), self.log)
 
-    def _handle(self, frame: Frame, port: Port, control: Control) -> None:
-        if isinstance(frame, Ping):
-            control.say(Pong())
-        elif isinstance(frame, Release):
-            self._end(port, "released")
-        elif isinstance(frame, Failed) and (stream := port.streams.get(frame.stream)) and stream.task is None:
-            self._drop(stream, "target", f"the agent says: {frame.reason}")
-
-    def _lost(self, port: Port) -> None:
-        port.control = None
-        if port.lease in self.book:
-            self.book.lose(port.lease, time.time())
-            event(_log, "agent_lost", lease=port.lease.label, port=port.lease.port, pilot=port.lease.pilot)
+    def gone(self, control: Control) -> None:
+        """A control connection has ended; its lease waits."""
+        self.greetings.pop(control, None)
+        port = control.port
+        if port is not None and port.control is control:
+            port.control = None
+            if port.lease in self.book:
+                self.book.lose(port.lease, time.time())
+                event(self.log, "agent_lost", lease=port.lease.label, port=port.lease.port, pilot=port.lease.pilot)
 
     def _end(self, port: Port, why: str) -> None:
         """End the lease for good."""
@@ -413,9 +492,9 @@ class Relay:
         self.ports.pop(lease.id, None)
         self.ended.append(self._seen(port) | {"state": why, "ended": int(time.time())})
         self._close(port)
-        self._spawn(self._save_later())
+        self.spawn(self._save_later())
         event(
-            _log, "lease_ended", why=why, lease=lease.label, port=lease.port, pilot=lease.pilot, dn=lease.dn,
+            self.log, "lease_ended", why=why, lease=lease.label, port=lease.port, pilot=lease.pilot, dn=lease.dn,
             streams=port.total, inward=port.traffic.inward, outward=port.traffic.outward,
         )  # fmt: skip
 
@@ -424,26 +503,40 @@ class Relay:
             port.listener.close()
             port.listener = None
         for stream in list(port.streams.values()):
-            if stream.task:
-                stream.task.cancel()
+            if stream.joint:
+                stream.joint.cut()
+                self._carried(stream, "lease ended")
             else:
                 self._drop(stream, None, "the lease ended")
 
     # -- streams
 
-    def _knock(self, port: Port, client: socket.socket, peer: str) -> None:
+    def _knock(self, port: Port, client: socket.socket, address: Address) -> None:
         """Somebody connected to a dedicated port."""
-        if len(port.streams) >= self.config.streams_per_lease:
-            self._count("too_many_streams", f"port {port.lease.port} carries {len(port.streams)}", peer=peer)
+        peer, lease = where(address), port.lease
+        refused = self._unwelcome(port, address[0])
+        if refused:
+            self.count(*refused, peer=peer, dn=lease.dn)
             reset(client)
             return
+        loop = asyncio.get_running_loop()
+        self.streams += 1
         self.streams_total += 1
         port.total += 1
-        stream = Stream(self.streams_total, port, client, peer)
+        stream = Stream(self.streams_total, port, client, peer, loop.time(), Traffic(port.traffic))
         port.streams[stream.number] = stream
-        stream.timer = asyncio.get_running_loop().call_later(TOKEN_LIFETIME, self._expire, stream)
+        stream.timer = loop.call_later(TOKEN_LIFETIME, self._expire, stream)
         if port.served:
             self._ask(stream)
+
+    def _unwelcome(self, port: Port, host: str) -> tuple[str, str] | None:
+        if port.sources and host not in port.sources:
+            return "source_refused", f"port {port.lease.port} is not for {host}"
+        if len(port.streams) >= self.config.streams_per_lease:
+            return "too_many_streams", f"port {port.lease.port} carries {len(port.streams)}"
+        if self.streams >= self.config.streams:
+            return "too_many_streams", f"the relay carries {self.streams}"
+        return None
 
     def _ask(self, stream: Stream) -> None:
         assert stream.port.control is not None
@@ -451,6 +544,31 @@ class Relay:
             self.tokens.withdraw(stream.token)
         stream.token = self.tokens.issue(stream, time.monotonic())
         stream.port.control.say(Open(stream.number, stream.token.hex(), stream.peer))
+
+    def bring(self, token: bytes, inner: socket.socket, peer: str) -> None:
+        """A stream connection has shown a token."""
+        stream = self.tokens.redeem(token, time.monotonic())
+        if stream is None:
+            self.count("bad_token", "stream with a token that is unknown, used or too old", peer=peer)
+            reset(inner)
+            return
+        if stream.timer:
+            stream.timer.cancel()
+        stream.token = stream.timer = None
+        stream.began = asyncio.get_running_loop().time()
+        stream.joint = Joint(
+            stream.client, inner, stream.traffic,
+            lambda error: self._carried(stream, _reason(error) if error else "eof"),
+        )  # fmt: skip
+
+    def _carried(self, stream: Stream, end: str) -> None:
+        self._forget(stream)
+        lease, traffic = stream.port.lease, stream.traffic
+        event(
+            self.log, "stream", stream=stream.number, lease=lease.label, pilot=lease.pilot, port=lease.port,
+            peer=stream.peer, inward=traffic.inward, outward=traffic.outward,
+            seconds=f"{asyncio.get_running_loop().time() - stream.began:.1f}", end=end,
+        )  # fmt: skip
 
     def _expire(self, stream: Stream) -> None:
         code = "no_agent" if stream.token is None else "stream_timeout"
@@ -463,48 +581,23 @@ class Relay:
             self.tokens.withdraw(stream.token)
         reset(stream.client)
         if code:
-            self._count(code, reason, peer=stream.peer, dn=stream.port.lease.dn)
+            self.count(code, reason, peer=stream.peer, dn=stream.port.lease.dn)
 
     def _forget(self, stream: Stream) -> None:
-        stream.port.streams.pop(stream.number, None)
+        if stream.port.streams.pop(stream.number, None):
+            self.streams -= 1
         if stream.timer:
             stream.timer.cancel()
-
-    async def _carry(self, stream: Stream, inner: socket.socket) -> None:
-        stream.task = asyncio.current_task()
-        if stream.timer:
-            stream.timer.cancel()
-        traffic, began, end = Traffic(stream.port.traffic), time.monotonic(), "eof"
-        try:
-            await join(stream.client, inner, traffic)
-        except OSError as error:
-            end = _reason(error)
-        except asyncio.CancelledError:
-            end = "lease ended"
-            raise
-        finally:
-            self._forget(stream)
-            lease = stream.port.lease
-            event(
-                _log, "stream", stream=stream.number, lease=lease.label, pilot=lease.pilot, port=lease.port,
-                peer=stream.peer, inward=traffic.inward, outward=traffic.outward,
-                seconds=f"{time.monotonic() - began:.1f}", end=end,
-            )  # fmt: skip
 
     # -- refusals
 
-    def _refuse(self, control: Control, refusal: Refusal, *, counted: bool = True, dn: str | None = None) -> None:
+    def refuse(self, control: Control, refusal: Refusal, *, counted: bool = True) -> None:
+        """Tell an agent why, and hang up."""
         if counted:
-            self._count(refusal.code, refusal.reason, peer=control.peer, dn=dn)
+            dn = control.port.lease.dn if control.port else None
+            self.count(refusal.code, refusal.reason, peer=control.peer, dn=dn)
         control.say(Refused(refusal.code, _line(refusal.reason), refusal.final))
-        control.connection.state = State.CLOSED
-        if control.task and control.task is not asyncio.current_task():
-            control.task.cancel()  # it waits for frames, and closes behind itself
-
-    def _count(self, code: str, reason: str, *, peer: str, dn: str | None = None) -> None:
-        self.refusals[code] += 1
-        self.recent.append({"time": int(time.time()), "code": code, "reason": reason, "peer": peer, "dn": dn})
-        event(_log, "refused", level=logging.WARNING, code=code, reason=reason, peer=peer, dn=dn)
+        control.close()
 
     # -- timers
 
@@ -515,7 +608,7 @@ class Relay:
                 port = self.ports[lease.id]
                 if port.control:
                     text = f"the proxy expired at {dt.datetime.fromtimestamp(lease.expires, dt.UTC):%FT%TZ}"
-                    self._refuse(port.control, Refusal("proxy_expired", text), dn=lease.dn)
+                    self.refuse(port.control, Refusal("proxy_expired", text))
                 self._end(port, why)
 
     async def _watch_certificates(self) -> None:
@@ -525,39 +618,35 @@ class Relay:
         """
         while True:
             await asyncio.sleep(RECHECK)
-            for port in list(self.ports.values()):
+            for holder in list(self._holders.values()):
                 await asyncio.sleep(0)
                 try:
-                    if port.chain:
-                        self._trust.verify(port.chain)
+                    self._trust.verify(holder)
                 except TrustError as error:
-                    event(_log, "trust_stale", level=logging.ERROR, reason=error)
+                    event(self.log, "trust_stale", level=logging.ERROR, reason=error)
                     break
                 except CertificateError as error:
-                    if port.lease not in self.book:
-                        continue
-                    if port.control:
-                        self._refuse(port.control, Refusal("bad_certificate", str(error)), dn=port.lease.dn)
-                    self._end(port, "bad_certificate")
+                    for port in [port for port in self.ports.values() if port.holder is holder]:
+                        if port.control:
+                            self.refuse(port.control, Refusal("bad_certificate", str(error)))
+                        self._end(port, "bad_certificate")
 
     # -- to be seen
 
     def status(self) -> dict[str, Any]:
         """What `pilotbed-relay status` prints; holds no secret."""
-        leases = [self._seen(port) for port in self.ports.values()]
         return {
             "started": int(self.started),
             "public_address": self.config.public_address,
             "ports": {"first": self.config.ports[0], "last": self.config.ports[1],
-                      "free": len(self.config.range) - len(leases)},
-            "leases": leases,
+                      "free": len(self.config.range) - len(self.ports)},
+            "leases": [self._seen(port) for port in self.ports.values()],
             "ended_leases": list(self.ended),
-            "streams": sum(len(port.streams) for port in self.ports.values()),
+            "streams": self.streams,
             "streams_total": self.streams_total,
             "bytes_inward": self.traffic.inward,
             "bytes_outward": self.traffic.outward,
-            "refusals": dict(self.refusals),
-            "recent_refusals": list(self.recent),
+            **self.ledger(),
         }  # fmt: skip
 
     @staticmethod
@@ -565,8 +654,10 @@ class Relay:
         return {
             "lease": port.lease.label,
             "dn": port.lease.dn,
+            "fqan": port.lease.fqan,
             "pilot": port.lease.pilot,
             "port": port.lease.port,
+            "sources": port.lease.sources,
             "state": "connected" if port.served else "waiting",
             "agent": port.control.peer if port.control else None,
             "opened": int(port.lease.opened),
@@ -577,26 +668,17 @@ class Relay:
             "bytes_outward": port.traffic.outward,
         }
 
-
-def figures(status: dict[str, Any]) -> Iterator[Any]:
-    """Prometheus' view of a status."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    leases = GaugeMetricFamily("pilotbed_relay_leases", "Leases by state", labels=["state"])
-    for state in ("connected", "waiting"):
-        leases.add_metric([state], sum(lease["state"] == state for lease in status["leases"]))
-    yield leases
-    yield GaugeMetricFamily("pilotbed_relay_ports_free", "Dedicated ports free", status["ports"]["free"])
-    yield GaugeMetricFamily("pilotbed_relay_streams", "Streams carried or waiting", status["streams"])
-    yield CounterMetricFamily("pilotbed_relay_streams", "Connections to dedicated ports", status["streams_total"])
-    moved = CounterMetricFamily("pilotbed_relay_bytes", "Bytes carried", labels=["direction"])
-    for direction in ("inward", "outward"):
-        moved.add_metric([direction], status[f"bytes_{direction}"])
-    yield moved
-    refused = CounterMetricFamily("pilotbed_relay_refusals", "Refusals by reason", labels=["code"])
-    for code in {*REFUSALS, *status["refusals"]}:
-        refused.add_metric([code], status["refusals"].get(code, 0))
-    yield refused
+    def figures(self) -> list[Figure]:
+        connected = sum(port.served for port in self.ports.values())
+        moved = {"inward": self.traffic.inward, "outward": self.traffic.outward}
+        return [
+            Figure("leases", "Leases by state",
+                   {"connected": connected, "waiting": len(self.ports) - connected}, "state"),
+            Figure("ports_free", "Dedicated ports free", {"": len(self.config.range) - len(self.ports)}),
+            Figure("streams", "Streams carried or waiting", {"": self.streams}),
+            Figure("streams", "Connections to dedicated ports", {"": self.streams_total}, counter=True),
+            Figure("bytes", "Bytes carried", moved, "direction", counter=True),
+        ]  # fmt: skip
 
 
 def _code(error: BaseException) -> str:
@@ -621,36 +703,9 @@ def _line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)[:2000]
 
 
-async def _run(config: Config) -> int:
-    relay = Relay(config)
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await relay.start()
-    if config.metrics_port:
-        serve_metrics(relay.status, figures, config.metrics_port)
-    notify("READY=1")
-    await stopping.wait()
-    notify("STOPPING=1")
-    await relay.stop()
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; exit codes: 0, 1 something failed (said on stderr), 2 usage."""
-    parser = argparse.ArgumentParser(prog="pilotbed-relay", description=__doc__.splitlines()[0])
-    parser.add_argument("command", nargs="?", choices=["serve", "status"], default="serve")
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"default: {DEFAULT_PATH}")
-    given = parser.parse_args(arguments)
-    try:
-        config = load(given.config)
-        if given.command == "status":
-            return ask_status(config.status_socket, "pilotbed-relay")
-        log_to_stderr()
-        return asyncio.run(_run(config))
-    except (ConfigError, OSError) as error:
-        print(f"pilotbed-relay: {error}", file=sys.stderr)
-        return 1
+    return command("relay", (__doc__ or "").splitlines()[0], Config, Relay, REFUSALS, arguments)
 
 
 if __name__ == "__main__":

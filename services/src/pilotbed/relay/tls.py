@@ -1,13 +1,14 @@
 """A TLS connection of the server, directly on a non-blocking socket.
 
 asyncio's own TLS throws the alert away that says why a certificate was refused (the client then sees a bare end of
-file), and holds 256 kB a connection.
+file), and holds 256 kB a connection. An idle connection here is two callbacks in the loop's table, no coroutine.
 """
 
 import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 
 from pilotbed.relay import readable, writable
 
@@ -16,17 +17,19 @@ _LINGER = 2.0  # seconds for the peer to take our last words
 
 
 class TlsSocket:
-    """A server's side of one connection; `handshake` first.
+    """A server's side of one connection; `handshake`, then `listen`.
 
     Args:
         sock: connected, non-blocking; closed by `close`.
         context: a server's.
     """
 
+    __slots__ = ("_ended", "_heard", "_loop", "_sock", "_unsent", "closing")
+
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         self._sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        self._unsent = bytearray()
-        self._flushing: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._unsent = b""
         self.closing = False
 
     async def handshake(self) -> None:
@@ -45,55 +48,83 @@ class TlsSocket:
         """The certificate (DER) whose key the peer proved to have; empty if it showed none."""
         return self._sock.getpeercert(binary_form=True) or b""
 
-    async def read(self) -> bytes:
-        """What the peer sent, empty at its end. Raises: OSError."""
-        while True:
+    def listen(self, heard: Callable[[bytes], None], ended: Callable[[OSError | None], None]) -> None:
+        """Call `heard` with what the peer sends, and `ended` once when it has ended, or with what broke it."""
+        self._heard, self._ended = heard, ended
+        self._loop.add_reader(self._sock.fileno(), self._read)
+        self._read()  # what came with the end of the handshake waits in OpenSSL, not in the socket
+
+    def _read(self) -> None:
+        while not self.closing:
             try:
-                return self._sock.recv(65536)
+                data = self._sock.recv(65536)
             except ssl.SSLWantReadError:
-                await readable(self._sock)
-            except ssl.SSLWantWriteError:
-                await asyncio.sleep(0.01)  # an answer to the peer's key update; `writable` may be the flusher's
+                return
+            except ssl.SSLWantWriteError:  # an answer to the peer's key update finds the socket full
+                self._loop.call_later(0.01, self._read)
+                return
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                return b""
+                data = b""
+            except OSError as error:
+                self._stop(error)
+                return
+            if data:
+                self._heard(data)
+            else:
+                self._stop(None)
+
+    def _stop(self, error: OSError | None) -> None:
+        self.closing = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._ended(error)
 
     def write(self, data: bytes) -> None:
         """Send as soon as the peer takes it; nothing after `close`, and no more than it takes in time."""
         if self.closing:
             return
+        waiting = bool(self._unsent)
         self._unsent += data
         if len(self._unsent) > _UNSENT:
-            self.closing = True
-            self._sock.shutdown(socket.SHUT_RDWR)  # the reader sees the end
-        elif self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.ensure_future(self._flush())
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)  # the reader sees the end
+        elif not waiting and not self._send():
+            self._loop.add_writer(self._sock.fileno(), self._flush)
 
-    async def _flush(self) -> None:
+    def _send(self) -> bool:
+        """Send what waits; false when the peer does not take it now."""
         while self._unsent:
             try:
-                sent = self._sock.send(bytes(self._unsent[:16384]))
-                del self._unsent[:sent]
-            except ssl.SSLWantWriteError:
-                await writable(self._sock)
+                sent = self._sock.send(self._unsent[:16384])
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return False
             except OSError:
-                return  # the reader gets the same error
+                sent = len(self._unsent)  # the reader gets the same error
+            self._unsent = self._unsent[sent:]
+        return True
+
+    def _flush(self) -> None:
+        if self._send():
+            self._loop.remove_writer(self._sock.fileno())
 
     async def close(self) -> None:
         """Send what was written, say good-bye, and wait a moment so that a reset does not overtake it."""
         self.closing = True
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
-            async with asyncio.timeout(_LINGER):
-                if self._flushing:
-                    await self._flushing
-                with contextlib.suppress(ssl.SSLError):
-                    self._sock.unwrap()
-                self._sock.shutdown(socket.SHUT_WR)
-                while await self._discard():
-                    pass
-        if self._flushing:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
-        self._sock.close()
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        try:
+            with contextlib.suppress(OSError, TimeoutError, ValueError):
+                async with asyncio.timeout(_LINGER):
+                    while not self._send():
+                        await writable(self._sock)
+                    with contextlib.suppress(ssl.SSLError):
+                        self._sock.unwrap()
+                    self._sock.shutdown(socket.SHUT_WR)
+                    while await self._discard():
+                        pass
+        finally:
+            self._sock.close()
 
     async def _discard(self) -> bytes:
         """Bytes as they come, encrypted or not: nobody wants them any more."""

@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,9 @@ PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 INHERIT_ALL = "1.3.6.1.5.5.7.21.1"
 LIMITED = "1.3.6.1.4.1.3536.1.1.1.9"
 BACKDATE = dt.timedelta(minutes=5)  # as Globus and VOMS do, for clocks that lag
+
+# What cryptography raises for broken DER; TypeError (a bit string) and KeyError (43: a type unknown to it) in names.
+_UNREADABLE = (ValueError, TypeError, KeyError)
 
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -62,8 +65,25 @@ def extensions(certificate: x509.Certificate) -> x509.Extensions:
     """The extensions, or CertificateError where they cannot be parsed."""
     try:
         return certificate.extensions
-    except (ValueError, x509.DuplicateExtension) as error:
+    except (*_UNREADABLE, x509.DuplicateExtension) as error:
         raise CertificateError(f"malformed extensions in {slash(certificate.subject)}: {error}") from None
+
+
+def readable(
+    load: Callable[[], Iterable[x509.Certificate]], failed: str = "unreadable certificate"
+) -> tuple[x509.Certificate, ...]:
+    """What `load` gives, with names that can be read: cryptography parses these only when they are asked for.
+
+    Raises:
+        CertificateError: `failed`, and why.
+    """
+    try:
+        certificates = tuple(load())
+        for certificate in certificates:
+            _ = certificate.subject, certificate.issuer
+    except (*_UNREADABLE, x509.InvalidVersion) as error:
+        raise CertificateError(f"{failed}: {error}") from None
+    return certificates
 
 
 def proxy_info(certificate: x509.Certificate) -> ProxyInfo | None:
@@ -116,10 +136,7 @@ class Chain:
         Raises:
             CertificateError: no certificate, or one that cannot be parsed.
         """
-        try:
-            return cls(tuple(x509.load_pem_x509_certificates(pem)))
-        except ValueError as error:
-            raise CertificateError(f"no readable certificate in PEM: {error}") from None
+        return cls(readable(lambda: x509.load_pem_x509_certificates(pem), "no readable certificate in PEM"))
 
     @classmethod
     def from_der(cls, certificates: Iterable[bytes]) -> "Chain":
@@ -128,10 +145,7 @@ class Chain:
         Raises:
             CertificateError: one cannot be parsed.
         """
-        try:
-            return cls(tuple(map(x509.load_der_x509_certificate, certificates)))
-        except ValueError as error:
-            raise CertificateError(f"unreadable certificate: {error}") from None
+        return cls(readable(lambda: map(x509.load_der_x509_certificate, certificates)))
 
     @property
     def leaf(self) -> x509.Certificate:

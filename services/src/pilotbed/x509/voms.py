@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from pilotbed.x509.chain import CertificateError, Chain, extensions, is_proxy
+from pilotbed.x509.chain import CertificateError, Chain, extensions, is_proxy, readable
 from pilotbed.x509.files import ParsedFiles
 from pilotbed.x509.names import slash
 from pilotbed.x509.trust import TrustError, TrustStore
@@ -37,8 +37,8 @@ _AUTHORITY = re.compile(r"(?P<vo>[A-Za-z0-9][\w.-]*)://(?P<host>[A-Za-z0-9][A-Za
 _FQAN = re.compile(r"(?P<group>(?:/[\w.-]+)+?)(?:/Role=(?P<role>[\w.-]+))?(?:/Capability=(?P<capability>[\w.-]+))?",
                    re.ASCII)  # fmt: skip
 _NEXT_CHAIN = re.compile(r"-+\s*NEXT CHAIN\s*-+")
-# What asn1crypto and cryptography raise: any of these, RecursionError for deep nesting.
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, x509.InvalidVersion)
+# What asn1crypto raises: any of these, RecursionError for deep nesting.
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
 class _Acs(core.SequenceOf):  # type: ignore[misc]
@@ -217,6 +217,8 @@ def _read(ac: cms.AttributeCertificateV2) -> _Ac:
     (attribute,) = [attribute for attribute in info["attributes"] if attribute["type"].dotted == FQANS]
     (syntax,) = _IetfAttributes.load(attribute["values"].dump(), strict=True)
     (authority,) = syntax["policy_authority"]
+    if authority.name != "uniform_resource_identifier":
+        raise ValueError(f"the policy authority is {authority.name}, not a URI")
     values = []
     for value in syntax["values"]:
         if value.name != "octets":
@@ -248,10 +250,14 @@ def _read(ac: cms.AttributeCertificateV2) -> _Ac:
         issuer=info["issuer"],
         not_before=validity["not_before_time"].native,
         not_after=validity["not_after_time"].native,
-        signers=tuple(x509.load_der_x509_certificate(signer.dump()) for signer in signers),
+        signers=readable(
+            lambda: (x509.load_der_x509_certificate(signer.dump()) for signer in signers),
+            "VOMS: malformed attribute certificate: malformed certificate of its server",
+        ),
         extensions=found,
         key_identifier=key_identifier,
-        authority=authority.chosen.native if authority.name == "uniform_resource_identifier" else authority.name,
+        # As it came: asn1crypto's URIs are normalised, a newline for one would be dropped.
+        authority=authority.chosen.contents.decode("ascii"),
         values=tuple(values),
     )
 

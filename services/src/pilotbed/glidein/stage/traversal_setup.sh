@@ -4,18 +4,28 @@
 #   ccb            connections are reversed by the pool's collector, which moves no bytes: one side has to be reachable
 #   ccb_streaming  the same, and the collector moves the bytes where neither side is
 #   ccb_tunnel     a collector at the site's border (GLIDEIN_CCB_Broker, HOST:PORT) also opens the pilot's connections
-#   relay          a dedicated port of a relay: GLIDEIN_Relay_Server (HOST:PORT ...), tried in turn, each for
-#           GLIDEIN_Relay_Timeout (60) s
+#   relay          a dedicated port of the relay with the least to do: GLIDEIN_Relay_Server (HOST:PORT ...), within
+#                  GLIDEIN_Relay_Timeout (60) s, for clients of GLIDEIN_Relay_Sources (NETWORK ...; everybody)
 # The pilot ends if none works. Sets GLIDEIN_Traversal to the way that was found.
 glidein_config=$1
 # shellcheck source=/dev/null
 . "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$glidein_config")"
 
-# relay SERVER: start the agent and wait for its port; otherwise problem says why not
+# relay: start the agent and wait for its port; otherwise problem says why not
 relay() {
-    local agent status host port deadline=$((SECONDS + timeout))
+    local agent status host port state log timeout deadline server servers source sources options=()
+    state=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.json log=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.log
+    timeout=$(gconfig_get GLIDEIN_Relay_Timeout)
+    timeout=${timeout:-60}
+    deadline=$((SECONDS + timeout))
+    IFS=', ' read -ra servers <<<"$(gconfig_get GLIDEIN_Relay_Server)"
+    IFS=', ' read -ra sources <<<"$(gconfig_get GLIDEIN_Relay_Sources)"
+    problem='GLIDEIN_Relay_Server is not set'
+    [[ ${#servers[@]} -gt 0 ]] || return
+    for server in "${servers[@]}"; do options+=(--server "$server"); done
+    for source in "${sources[@]}"; do options+=(--allow "$source"); done
     rm -f "$state"
-    /usr/bin/python3 -I "$(gconfig_get RELAY_AGENT)" --server "$1" --proxy "$(gconfig_get X509_USER_PROXY)" \
+    /usr/bin/python3 -I "$(gconfig_get RELAY_AGENT)" "${options[@]}" --proxy "$(gconfig_get X509_USER_PROXY)" \
         --cadir "$(gconfig_get X509_CERT_DIR)" --state "$state" --pilot "$(gconfig_get GLIDEIN_Pilot_Name)" \
         </dev/null >"$log" 2>&1 &
     agent=$!
@@ -23,12 +33,12 @@ relay() {
         if ! kill -0 "$agent" 2>/dev/null; then
             wait "$agent"
             status=$?
-            problem="the relay $1 gave no port (agent's code $status): $(tail -n 1 "$log")"
+            problem="no relay of ${servers[*]} gave a port (agent's code $status): $(tail -n 1 "$log")"
             return
         fi
         if [[ $SECONDS -ge $deadline ]]; then
             kill "$agent"
-            problem="the relay $1 gave no port within $timeout s: $(tail -n 1 "$log")"
+            problem="no relay of ${servers[*]} gave a port within $timeout s: $(tail -n 1 "$log")"
             return
         fi
         sleep 0.2
@@ -62,9 +72,6 @@ broker() {
     problem=''
 }
 
-state=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.json log=$(gconfig_get GLIDEIN_LOCAL_DIR)/relay.log
-timeout=$(gconfig_get GLIDEIN_Relay_Timeout)
-timeout=${timeout:-60}
 ways=$(gconfig_get GLIDEIN_Traversal) problems=''
 IFS=', ' read -ra ways <<<"${ways:-direct}"
 for way in "${ways[@]}"; do
@@ -73,14 +80,7 @@ for way in "${ways[@]}"; do
     direct) ;;
     ccb | ccb_streaming) ;;
     ccb_tunnel) broker ;;
-    relay)
-        problem='GLIDEIN_Relay_Server is not set'
-        IFS=', ' read -ra servers <<<"$(gconfig_get GLIDEIN_Relay_Server)"
-        for server in "${servers[@]}"; do
-            relay "$server"
-            [[ -n $problem ]] || break
-        done
-        ;;
+    relay) relay ;;
     *) script_error Config "GLIDEIN_Traversal: '$way' is none of direct, ccb, ccb_streaming, ccb_tunnel, relay" ;;
     esac
     if [[ -z $problem ]]; then
