@@ -139,6 +139,15 @@ class Ways:
         names = {kind: GRID.fqdn(worker_of(kind)[1]) for kind in WORKERS}
         return {(kind, way) for kind, name in names.items() for way in TRAVERSALS if (name, way) in known}
 
+    def wait(self, wanted: Iterable[tuple[str, str]], deadline: float = 150) -> None:
+        """Wait until the pool knows these pilots; fail with what the missing ones said."""
+        end, missing = time.monotonic() + deadline, set(wanted)
+        while missing := missing - self.registered():
+            if time.monotonic() > end:
+                told = [f"{worker}, {way}: {self._pilots[worker, way].said()[-2000:]}" for worker, way in missing]
+                raise AssertionError("\n".join([f"not in the pool after {deadline:.0f} s:", *told]))
+            time.sleep(0.5)
+
     def submit(self, cell: Cell) -> Job:
         """Submit a cell's job."""
         jobs = self._jobs[cell.submit]
@@ -157,19 +166,19 @@ class Ways:
         ad = job.ad()
         if ad.get("JobStatus") == 4:
             return self._done(cell, job, ad)
-        if ad.get("NumShadowStarts", 0) > 1:
-            told = re.findall(r"(?im)^\s+.*(?:transfer|disconnect|reconnect).*$", job.read("log"))
-            if ad.get("NumJobStarts", 0) == 0 or told:
-                return Outcome(UNTRANSFERRED, (told or ["shadow started twice"])[-1].strip(), ad)
-        after = f"grep -A30 'for {job.owner}, {job.id})' /var/log/condor/SchedLog"
-        log = job.node.run(f"{after} | grep 'Failed to send REQUEST_CLAIM' | tail -1").stdout.strip()
-        if log and ad.get("NumShadowStarts", 0) == 0:
-            return Outcome(UNCLAIMED, log.partition(") ")[2] or log, ad)
-        if not ad.get("NumJobMatches"):
-            address = next(iter(GRID.addresses(submit_of(cell.submit)).values()))
-            look = f"tail -n 50 /var/log/condor/NegotiatorLog | grep 'Failed to connect to .*<{address}:' | tail -1"
-            if log := GRID.node("central_manager").run(look).stdout.strip():
-                return Outcome(UNNEGOTIATED, log.split(None, 2)[2], ad)
+        lost = re.search(r"(?m)^022 .*\n\s+(.*)", job.read("log"))
+        if lost or ad.get("NumShadowStarts", 0) > 3:
+            return Outcome(UNTRANSFERRED, lost[1] if lost else "started and came back, again and again", ad)
+        if ad.get("NumShadowStarts", 0):
+            return None
+        log = ok(job.node, "tail -n 500 /var/log/condor/SchedLog")
+        for startd in re.findall(rf"Match record \((\S+) .*for {job.owner}, {job.id}\) deleted", log):
+            if found := re.findall(rf"Failed to send REQUEST_CLAIM to startd {re.escape(startd)}.*", log):
+                return Outcome(UNCLAIMED, found[-1], ad)
+        if schedd := re.search(r"submitted from host: (<.*>)", job.read("log")):
+            log = ok(GRID.node("central_manager"), "tail -n 100 /var/log/condor/NegotiatorLog")
+            if found := re.findall(rf"Failed to connect to {job.owner}@\S+ \({re.escape(schedd[1])}\)", log):
+                return Outcome(UNNEGOTIATED, found[-1], ad)
         return None
 
     def _done(self, cell: Cell, job: Job, ad: dict[str, Any]) -> Outcome:

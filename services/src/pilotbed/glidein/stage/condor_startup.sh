@@ -210,7 +210,8 @@ GLIDEIN_TAIL = ((JobStarts ?: 0) > 0 \\
     && time() - max({EnteredCurrentActivity, NumDynamicSlotsTime ?: 0}) > GLIDEIN_Max_Tail)
 STARTD.DAEMON_SHUTDOWN = \$(GLIDEIN_DIES) || (\$(GLIDEIN_IDLES) && \\
     (\$(GLIDEIN_NO_JOB) || \$(GLIDEIN_TAIL) || time() > GLIDEIN_ToRetire))
-MASTER.DAEMON_SHUTDOWN = (STARTD_StartTime =?= 0)
+# Not before a slow node has come to start the startd: until then its start time is 0, too.
+MASTER.DAEMON_SHUTDOWN = (STARTD_StartTime =?= 0) && (time() - DaemonStartTime > 30)
 
 IS_GLIDEIN = True
 C
