@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import signal
 import socket
 import ssl
 import statistics
@@ -125,6 +126,16 @@ def share_kept(carried, attack, rounds=5, seconds=0.5):
         for attacker in attackers:
             attacker.result()
     return statistics.median(shares)
+
+
+def test_what_does_take_throughput_is_seen(bed, traffic):
+    """The control of the other tests: an attack that reaches the agent."""
+    def attack(stop):
+        bed.agents[0].popen.send_signal(signal.SIGSTOP)
+        stop.wait()
+        bed.agents[0].popen.send_signal(signal.SIGCONT)
+
+    assert share_kept(traffic, attack, rounds=3) < 0.8
 
 
 # -- who should not be here

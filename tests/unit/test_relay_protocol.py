@@ -190,6 +190,26 @@ def test_any_json_in_any_field_is_checked(kind, data):
         assert Decoder().feed(encode(frame)) == [frame]
 
 
+@given(st.sampled_from(Side), st.lists(st.sampled_from([*map(encode, EXAMPLES.values()), b"\0\0\0\7{", b"\0\0\1"])
+                                       | st.binary(max_size=40) | st.integers(0, 60), max_size=12))  # fmt: skip
+def test_any_conversation_keeps_to_the_table_or_is_refused(side, steps):
+    """Pieces of wire, and seconds that pass: only what the table allows comes through, and little is held."""
+    hearing, state, now = Connection(side, 0), State.GREETING, 0
+    other = Side.AGENT if side is Side.RELAY else Side.RELAY
+    try:
+        for step in steps:
+            if isinstance(step, bytes):
+                for frame in hearing.receive(step, now):
+                    state = TRANSITIONS[state, other, type(frame)]
+            else:
+                now += step
+                hearing.due(now)
+            assert hearing.state is state
+            assert len(hearing._decoder._buffer) < 4 + MAX_FRAME
+    except Refusal as refusal:
+        assert refusal.code in ("bad_frame", "bad_version", "timeout")
+
+
 @pytest.mark.parametrize(("wire", "reason"), [
     (struct.pack(">I", MAX_FRAME + 1), "announces 65537 bytes"),
     (b"GET / HTTP/1.1\r\n\r\n", "announces"),

@@ -25,6 +25,7 @@ from typing import Any
 _PIPE_BYTES = 256 * 1024  # what one direction of a busy stream may hold here; an idle one holds nothing
 _SPARE_PIPES = 64
 _TURN = 1 << 20  # bytes that a stream may move before others have their turn
+_SMALL = 64 * 1024  # bytes: after less than this a socket is empty, and need not be asked again
 
 
 @dataclass(slots=True)
@@ -164,8 +165,8 @@ class _Direction(ABC):
 
     def _readable(self) -> None:
         try:
-            moved = 0
-            while moved < _TURN:
+            moved = count = 0
+            while moved == 0 or (count >= _SMALL and moved < _TURN):
                 count = self._left = self._fill()
                 if not count:
                     self._end()

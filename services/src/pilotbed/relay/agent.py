@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import json
 import logging
 import random
@@ -200,8 +201,8 @@ class Agent:
                 self._say(Register(VERSION, chain, self.settings.pilot, self._lease, self.settings.sources))
                 while _stamp(self.settings.proxy) in (stamp, None):
                     with contextlib.suppress(TimeoutError):
-                        pause = (connection.deadline() or 0.0) - time.monotonic()
-                        data = await asyncio.wait_for(reader.read(65536), max(0.0, pause))
+                        async with asyncio.timeout_at(connection.deadline()):
+                            data = await reader.read(65536)
                         if not data:
                             raise ConnectionError("the relay closed the connection")
                         for frame in connection.receive(data, time.monotonic()):
@@ -291,16 +292,27 @@ def _text(error: BaseException) -> str:
 
 async def _connect(address: Address) -> socket.socket:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    family, kind, protocol, _, where = found[0]
-    sock = socket.socket(family, kind, protocol)
+    family, where = (socket.AF_INET6 if ":" in address[0] else socket.AF_INET), address
+    if not _numeric(address[0]):  # which takes a thread
+        found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        family, where = found[0][0], found[0][4]  # type: ignore[assignment]
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         prepare(sock)
-        await asyncio.wait_for(loop.sock_connect(sock, where), CONNECT_TIMEOUT)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await loop.sock_connect(sock, where)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _certificates(pem: str) -> tuple[str, ...]:

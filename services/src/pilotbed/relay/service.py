@@ -70,7 +70,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._sock = socket.create_server(address, family=family, backlog=1024)
-        self._sock.setblocking(False)
+        prepare(self._sock)  # accepted sockets inherit all of it but not to block
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     @property
@@ -97,7 +97,7 @@ class Listener:
                     self._pause = self._loop.call_later(1.0, self._resume)
                     return
                 continue  # the peer has gone before we looked (ECONNABORTED)
-            prepare(sock)
+            sock.setblocking(False)
             self._accepted(sock, address)
 
     def _resume(self) -> None:
