@@ -37,6 +37,7 @@ UNREGISTERED = "the pilot cannot register"
 UNNEGOTIATED = "the negotiator cannot reach the schedd"
 UNCLAIMED = "the claim does not get through"
 UNTRANSFERRED = "the files do not get through"
+UNSETTLED = "nothing came of it in time"
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Ways:
         assert ad["NumJobStarts"] == 1, f"{cell}: started {ad['NumJobStarts']} times"
         return Outcome(WORKS, str(ad.get("LastPublicClaimId", "")).partition("#")[0], ad)
 
-    def run(self, cells: Iterable[Cell], deadline: float = 240) -> dict[Cell, Outcome]:
+    def run(self, cells: Iterable[Cell], deadline: float = 150) -> dict[Cell, Outcome]:
         """Run the cells' jobs side by side; return what became of each. A pilot that is not there is not waited for."""
         cells, known = list(cells), self.registered()
         missing = [cell for cell in cells if (cell.worker, cell.way) not in known]
@@ -204,9 +205,12 @@ class Ways:
                     del open_jobs[cell]
                     if came.verdict != WORKS:
                         job.remove()
-            if open_jobs and time.monotonic() > end:
-                told = [f"{cell}: {job.id} is {job.status()}\n{job.read('log')}" for cell, job in open_jobs.items()]
-                raise AssertionError("\n".join([f"nothing came of these within {deadline:.0f} s:", *told]))
+            if time.monotonic() > end:
+                for cell, job in open_jobs.items():
+                    told = f"{job.id} is {job.status()} after {deadline:.0f} s: {job.read('log')}"
+                    found[cell] = Outcome(UNSETTLED, told)
+                    job.remove()
+                break
             time.sleep(0.5)
         return found
 

@@ -55,30 +55,31 @@ def outcomes(ways, border):
     ways.wait(inside)
 
     def run(submit, chosen):
-        return ways.run([cell for cell in CELLS if cell.submit == submit and (cell.worker, cell.way) in chosen])
+        cells = [cell for cell in CELLS if cell.submit == submit and (cell.worker, cell.way) in chosen]
+        found.update(ways.run(cells))
+        written = [
+            {**asdict(cell), "verdict": found[cell].verdict, "evidence": found[cell].evidence}
+            for cell in CELLS if cell in found
+        ]  # fmt: skip
+        (CHECKOUT / "var/traversal.json").write_text(json.dumps(written, indent=1) + "\n")
 
-    found |= run("public", inside)
+    run("public", inside)
     # A daemon behind another broker ends the tunnel's broker (HTCondor 25.14): these cells come last.
     tunnels = [(worker, way) for worker, way in inside if way == "ccb_tunnel"]
     for flavour in dict.fromkeys(SCHEDD.values()):
         join_schedd(flavour)
-        found |= run("NAT", [pair for pair in inside if SCHEDD[pair[1]] == flavour and pair not in tunnels])
+        run("NAT", [pair for pair in inside if SCHEDD[pair[1]] == flavour and pair not in tunnels])
     sealed = [("sealed", way) for way in TRAVERSALS if way not in BORDERED]
     ok(border, "systemctl stop pilotbed-border")
     try:
         for worker, way in sealed:
             ways.start(worker, way)
         ways.wait([("sealed", "ccb_tunnel")])
-        found |= run("public", sealed)
+        run("public", sealed)
         join_schedd("ccb")
-        found |= run("NAT", sealed + tunnels)
+        run("NAT", sealed + tunnels)
     finally:
         ok(border, "systemctl start pilotbed-border")
-    written = [
-        {**asdict(cell), "verdict": one.verdict, "evidence": one.evidence}
-        for cell, one in sorted(found.items(), key=lambda item: CELLS.index(item[0]))
-    ]
-    (CHECKOUT / "var/traversal.json").write_text(json.dumps(written, indent=1) + "\n")
     return found
 
 
