@@ -70,6 +70,11 @@ class CallbackModule(CallbackBase):
         self._write(f"PLAY {self._play}")
         self._line(f"  {self._play} …", end="")
 
+    def v2_playbook_on_no_hosts_matched(self):
+        # A layer that this inventory does without.
+        self._line("", end="")
+        self._play = None
+
     def v2_playbook_on_task_start(self, task, is_conditional):
         self._task_started = time.monotonic()
         self._first_wait = {}
