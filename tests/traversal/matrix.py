@@ -123,11 +123,6 @@ class Ways:
             self._pilots[worker, way] = self._stack.enter_context(pilot)
         return self._pilots[worker, way]
 
-    def stop(self, worker: str, way: str) -> None:
-        """Stop that pilot."""
-        if pilot := self._pilots.pop((worker, way), None):
-            pilot.__exit__()
-
     def registered(self) -> set[tuple[str, str]]:
         """Return (worker, way) of every pilot of the matrix that the pool knows."""
         ads = json.loads(
