@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pilotbed.relay import Traffic, event, join, prepare, reset
-from pilotbed.relay.service import Address, Figure, Listener, Networks, Service, command, where
+from pilotbed.relay.service import Address, Figure, Networks, Service, command, where
 
 SO_ORIGINAL_DST = 80  # getsockopt(SOL_IP) after a redirect: struct sockaddr_in (linux/netfilter_ipv4.h)
 RESOLVE = 60.0  # seconds between two looks at the addresses of targets' names
@@ -122,26 +122,18 @@ class Border(Service):
         self._sources, self._rules = config.networks(), config.rules()
         self._names: dict[str, frozenset[str]] = {}
         self._streams: set[asyncio.Task[None]] = set()
-        self._listener: Listener | None = None
 
     async def start(self) -> None:
         """Look up the names, listen. Raises: OSError."""
         await self._resolve()
-        self._listener = Listener((self.config.address, self.config.port), self._accepted, self.log)
+        self.listen((self.config.address, self.config.port), self._accepted)
         await super().start()
         self.spawn(self._keep_resolved())
         event(self.log, "started", address=self.config.address, port=self.port, targets=len(self._rules))
 
-    @property
-    def port(self) -> int:
-        """Where it listens (also when the configured port was 0)."""
-        assert self._listener is not None
-        return self._listener.port
-
     async def stop(self) -> None:
         """Close everything."""
-        if self._listener:
-            self._listener.close()
+        self.close_listener()
         await super().stop()
         event(self.log, "stopped")
 

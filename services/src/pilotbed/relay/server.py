@@ -233,7 +233,6 @@ class Relay(Service):
         self._tls: tuple[object, ssl.SSLContext] | None = None
         self._saving = asyncio.Lock()
         self._changes = self._saved = 0
-        self._listener: Listener | None = None
 
     # -- life
 
@@ -246,22 +245,15 @@ class Relay(Service):
         """
         self._context()
         self._restore()
-        self._listener = Listener((self.config.address, self.config.port), self._greet, self.log)
+        self.listen((self.config.address, self.config.port), self._greet)
         await super().start()
         self.spawn(self._watch_leases())
         self.spawn(self._watch_certificates())
         event(self.log, "started", address=self.config.address, port=self.port, leases=len(self.ports))
 
-    @property
-    def port(self) -> int:
-        """Where agents connect (also when the configured port was 0)."""
-        assert self._listener is not None
-        return self._listener.port
-
     async def stop(self) -> None:
         """Tell the agents to come back, and close everything; leases stay on disk."""
-        if self._listener:
-            self._listener.close()
+        self.close_listener()
         for greeting in list(self.greetings):
             if isinstance(greeting, Greeting):
                 greeting.drop()

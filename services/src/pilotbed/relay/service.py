@@ -141,6 +141,22 @@ class Service(ABC):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last: set[asyncio.Task[Any]] = set()
         self._status: asyncio.Server | None = None
+        self._listener: Listener | None = None
+
+    def listen(self, address: tuple[str, int], accepted: Callable[[socket.socket, Address], None]) -> None:
+        """Have `accepted` called with each connection to `address` and its peer. Raises: OSError."""
+        self._listener = Listener(address, accepted, self.log)
+
+    def close_listener(self) -> None:
+        """Take no more connections."""
+        if self._listener:
+            self._listener.close()
+
+    @property
+    def port(self) -> int:
+        """Where it listens (also when the configured port was 0)."""
+        assert self._listener is not None
+        return self._listener.port
 
     @abstractmethod
     def status(self) -> dict[str, Any]:
