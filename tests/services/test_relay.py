@@ -711,7 +711,7 @@ def set_up_traversal(bed, **values):
     done = subprocess.run(["bash", script, config], capture_output=True, text=True, check=False, timeout=60)
     made = dict(line.split(" ", 1) for line in config.read_text().splitlines())
     if "RELAY_AGENT_PID" in made:
-        bed.sockets.callback(os.kill, int(made["RELAY_AGENT_PID"]), signal.SIGKILL)
+        bed.sockets.callback(os.kill, int(made["RELAY_AGENT_PID"]), signal.SIGTERM)
     return done, made
 
 
@@ -726,6 +726,25 @@ def test_pilot_takes_a_port_for_its_submit_hosts_only(bed, other):
     assert lease["sources"] == ["127.0.0.1/32"]
     assert made["GLIDEIN_Relay_Address"] == f"127.0.0.1:{lease['port']}"
     assert (made["SHARED_PORT_PORT"], made["TCP_FORWARDING_HOST"]) == (str(lease["port"]), "127.0.0.1")
+
+
+def test_pilot_starts_a_killed_agent_again_with_the_same_port(bed):
+    """As when a node short of memory kills it: HTCondor has published the port."""
+    bed.start_relay()
+    _, made = set_up_traversal(bed, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=f"localhost:{bed.control}")
+    before = bed.lease("pilot")
+
+    def agents():
+        found = subprocess.run(["pgrep", "-P", made["RELAY_AGENT_PID"]], capture_output=True, text=True, check=False)
+        return found.stdout.split()
+
+    killed = agents()
+    os.kill(int(killed[0]), signal.SIGKILL)
+    eventually(lambda: agents() not in ([], killed))
+    eventually(lambda: bed.lease("pilot")["agent"] not in (before["agent"], None))
+    assert {**bed.lease("pilot"), "agent": None} == {**before, "agent": None}
+    os.kill(int(made["RELAY_AGENT_PID"]), signal.SIGTERM)
+    eventually(lambda: bed.lease("pilot") is None)
 
 
 @pytest.mark.parametrize("ways", ["relay,ccb", "relay"])

@@ -11,6 +11,20 @@ glidein_config=$1
 # shellcheck source=/dev/null
 . "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$glidein_config")"
 
+# keep_running COMMAND...: start it again when it was killed (by the kernel, short of memory, say); end with it otherwise
+keep_running() {
+    local child status=137
+    trap 'kill "$child"; wait "$child"; exit' TERM
+    while [[ $status -gt 128 ]]; do
+        "$@" &
+        child=$!
+        wait "$child"
+        status=$?
+        [[ $status -le 128 ]] || sleep 1
+    done
+    exit "$status"
+}
+
 # relay: start the agent and wait for its port; otherwise problem says why not
 relay() {
     local agent status host port state log timeout deadline server servers source sources options=()
@@ -25,9 +39,9 @@ relay() {
     for server in "${servers[@]}"; do options+=(--server "$server"); done
     for source in "${sources[@]}"; do options+=(--allow "$source"); done
     rm -f "$state"
-    /usr/bin/python3 -I "$(gconfig_get RELAY_AGENT)" "${options[@]}" --proxy "$(gconfig_get X509_USER_PROXY)" \
-        --cadir "$(gconfig_get X509_CERT_DIR)" --state "$state" --pilot "$(gconfig_get GLIDEIN_Pilot_Name)" \
-        </dev/null >"$log" 2>&1 &
+    options+=(--proxy "$(gconfig_get X509_USER_PROXY)" --cadir "$(gconfig_get X509_CERT_DIR)" --state "$state"
+        --pilot "$(gconfig_get GLIDEIN_Pilot_Name)")
+    keep_running /usr/bin/python3 -I "$(gconfig_get RELAY_AGENT)" "${options[@]}" </dev/null >"$log" 2>&1 &
     agent=$!
     while [[ ! -s $state ]]; do
         if ! kill -0 "$agent" 2>/dev/null; then
