@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 LAB := .venv/bin/python -m pilotbed.lab
 PYTEST := .venv/bin/python -m pytest
-.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid bench bench-relay ready
+.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid test-relay bench bench-relay ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -37,7 +37,7 @@ snapshot: ready ## keep every node as it is now
 restore: ready ## every node back as it was, and a walk
 	@$(LAB) restore "$(NAME)"
 
-test: lint unit grid ## lint, unit, service and grid tests
+test: lint unit grid test-relay ## lint, unit, service and grid tests, and the ways through
 
 lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint
@@ -47,6 +47,10 @@ unit: ready ## decisions, services and the lab's own life, without a grid
 
 grid: ready ## the running grid, asked as its users do (boots the lab first, if need be)
 	@$(LAB) up && $(PYTEST) tests/grid
+
+test-relay: ready ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
+	@export ANSIBLE_INVENTORY=inventory/common,inventory/lab,inventory/traversal
+	$(LAB) up && $(PYTEST) tests/traversal
 
 bench: ready ## how long, how much: var/bench.json
 	@$(LAB) bench

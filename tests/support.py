@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -66,9 +67,7 @@ class Grid:
 
     @cached_property
     def _inventory(self) -> dict[str, Any]:
-        done = subprocess.run(
-            ["ansible-inventory", "--list"], cwd=CHECKOUT, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["ansible-inventory", "--list"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
     def names(self, group: str) -> list[str]:
@@ -221,6 +220,7 @@ class Job:
 
     def holds(self, site: Site, deadline: float = 120) -> tuple[Host, Process]:
         """Wait until the payload has come to HOLD; return the worker and the process there."""
+
         def look() -> tuple[Host, Process] | None:
             if self.status() not in ("idle", "running"):
                 pytest.fail(f"job {self.id} does not wait, it is {self.status()}: {self.read('log')}")
@@ -361,6 +361,34 @@ class HandPilot:
 def with_parameters(options: Mapping[str, str], **parameters: str) -> dict[str, str]:
     """Return ``options`` with parameters of the pilot added or replaced."""
     return {**options, **{f"-param_{name}": encode(value) for name, value in parameters.items()}}
+
+
+@contextmanager
+def frontend_stage(change: Callable[[str], str]) -> Iterator[dict[str, str]]:
+    """Make a stage area from the frontend's changed configuration; yield what a pilot must be told of it."""
+    frontend = GRID.node("frontend")
+    config = ok(frontend, "cat /etc/pilotbed/frontend-stage.toml")
+    web = re.search(r'^web = "(.*)"$', config, re.MULTILINE)[1]  # type: ignore[index]
+    group = re.search(r"^\[groups\.([\w-]+)", config, re.MULTILINE)[1]  # type: ignore[index]
+    root = "/var/lib/pilotbed/frontend/stage/test"
+    write(frontend, "/run/pilotbed-test.toml", change(config.replace(f'"{web}"', f'"{web}/test"')))
+    try:
+        ok(frontend, "mkdir -p %s && pilotbed-stage --config /run/pilotbed-test.toml --out %s", root, root)
+        manifest = json.loads(ok(frontend, "cat %s", f"{root}/manifest.json"))
+        main, part = manifest["main"], manifest["groups"][group]
+        yield {
+            "-clientweb": f"{web}/test", "-clientsign": main["sign"], "-clientdescript": main["descript"],
+            "-clientwebgroup": f"{web}/test/group_{group}", "-clientsigngroup": part["sign"],
+            "-clientdescriptgroup": part["descript"],
+        }  # fmt: skip
+    finally:
+        frontend.run("rm -rf %s /run/pilotbed-test.toml", root)
+
+
+def without_glexec(config: str) -> str:
+    """Return a frontend's configuration that has its pilots do without glexec."""
+    assert 'GLIDEIN_Glexec_Use = "REQUIRED"' in config
+    return config.replace('"REQUIRED"', '"NEVER"')
 
 
 GRID = Grid()

@@ -13,7 +13,6 @@ Refusals: each with its message, and with evidence that nothing ran. Carol loses
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -23,10 +22,12 @@ from support import (
     HOLD,
     HandPilot,
     arguments,
+    frontend_stage,
     ok,
     processes,
     until,
     with_parameters,
+    without_glexec,
     write,
 )  # fmt: skip
 
@@ -211,25 +212,10 @@ UNPROTECTED = '+PilotbedTest = "unprotected"\nrequirements = TARGET.GLEXEC_JOB =
 def open_stage(grid):
     """A frontend's stage area that wants no glexec; returns what a pilot must be told of it."""
     frontend = grid.node("frontend")
-    config = ok(frontend, "cat /etc/pilotbed/frontend-stage.toml")
-    web = re.search(r'^web = "(.*)"$', config, re.MULTILINE)[1]
-    group = re.search(r"^\[groups\.([\w-]+)", config, re.MULTILINE)[1]
-    assert 'GLIDEIN_Glexec_Use = "REQUIRED"' in config
-    config = config.replace(f'"{web}"', f'"{web}/test"').replace('"REQUIRED"', '"NEVER"') + OPEN_FILE
-    root = "/var/lib/pilotbed/frontend/stage/test"
     write(frontend, "/run/pilotbed-test-open.conf", OPEN)
-    write(frontend, "/run/pilotbed-test.toml", config)
-    try:
-        ok(frontend, "mkdir -p %s && pilotbed-stage --config /run/pilotbed-test.toml --out %s", root, root)
-        manifest = json.loads(ok(frontend, "cat %s", f"{root}/manifest.json"))
-        main, part = manifest["main"], manifest["groups"][group]
-        yield {
-            "-clientweb": f"{web}/test", "-clientsign": main["sign"], "-clientdescript": main["descript"],
-            "-clientwebgroup": f"{web}/test/group_{group}", "-clientsigngroup": part["sign"],
-            "-clientdescriptgroup": part["descript"],
-        }  # fmt: skip
-    finally:
-        frontend.run("rm -rf %s /run/pilotbed-test.toml /run/pilotbed-test-open.conf", root)
+    with frontend_stage(lambda config: without_glexec(config) + OPEN_FILE) as options:
+        yield options
+    frontend.run("rm -f /run/pilotbed-test-open.conf")
 
 
 @pytest.fixture(scope="module")

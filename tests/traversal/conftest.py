@@ -18,8 +18,8 @@ def grid():
     return GRID
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ways():
-    """The pilots and jobs of the matrix; all are gone at the end."""
+    """Pilots and jobs of a module; all are gone at its end."""
     with Ways() as made:
         yield made

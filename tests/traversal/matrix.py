@@ -8,16 +8,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pilotbed.factory.config import TRAVERSALS
-from pilotbed.lab import walk
+from pilotbed.lab import document, walk
 from pilotbed.lab.reach import host
-from support import CHECKOUT, GRID, HandPilot, Job, Jobs, Site, arguments, as_user, ok
+from support import CHECKOUT, GRID, HandPilot, Job, Jobs, Site, arguments, as_user, ok, with_parameters
+from testinfra.host import Host
 
 MEGABYTES = 50
 WORKERS = ("public", "filtered", "NAT", "sealed")
@@ -37,6 +38,7 @@ UNREGISTERED = "the pilot cannot register"
 UNNEGOTIATED = "the negotiator cannot reach the schedd"
 UNCLAIMED = "the claim does not get through"
 UNTRANSFERRED = "the files do not get through"
+BROKEN = "the broker ends"
 UNSETTLED = "nothing came of it in time"
 
 
@@ -87,11 +89,11 @@ class Ways:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._pilots: dict[tuple[str, str], HandPilot] = {}
-        self._jobs = {submit: Jobs(host(submit_of(submit))) for submit in SUBMITS}
+        self.jobs = {submit: Jobs(host(submit_of(submit))) for submit in SUBMITS}
         self.alice = walk.WALKERS[0]
 
     def __enter__(self) -> Ways:
-        for made in self._jobs.values():
+        for made in self.jobs.values():
             self._stack.callback(made.close)
         return self
 
@@ -104,7 +106,7 @@ class Ways:
 
     def warm(self) -> None:
         """Have a pilot of the factory's at every site, by a job there: proxy and arguments are taken from it."""
-        jobs = [self._jobs["public"].submit(self.alice, site) for site in GRID.sites]
+        jobs = [self.jobs["public"].submit(self.alice, site) for site in GRID.sites]
         for job in jobs:
             assert job.done(240)["ExitCode"] == 0
 
@@ -112,16 +114,24 @@ class Ways:
         """Start a pilot of that way on that kind of worker, unless it runs already."""
         if (worker, way) not in self._pilots:
             site, node = worker_of(worker)
-            entry = self._manifest["entries"][f"way_{way}"]
-            options = arguments(GRID.site("with pilots", lambda site: site.flavour != "sealed"))
-            options |= {
-                "-entry": f"way_{way}", "-signentry": entry["sign"], "-descriptentry": entry["descript"],
-                "-proxy": f"http://{GRID.fqdn(site.cache)}:3128" if site.cache else "None",
-            }  # fmt: skip
-            tag = f"{worker}-{way}".lower().replace("_", "-")
-            pilot = HandPilot(host(node), options, f"/var/tmp/pt-{tag}", f"pilotbed-test-{tag}")
-            self._pilots[worker, way] = self._stack.enter_context(pilot)
+            self._pilots[worker, way] = self.pilot(f"{worker}-{way}".lower().replace("_", "-"), site, node, way)
         return self._pilots[worker, way]
+
+    def pilot(
+        self, tag: str, site: Site, node: str, way: str, options: Mapping[str, str] = {}, **parameters: str
+    ) -> HandPilot:
+        """Start a pilot of that way on a worker, with options of the start-up and parameters of its own."""
+        entry = self._manifest["entries"][f"way_{way}"]
+        all_options = {
+            **arguments(GRID.site("with pilots", lambda site: site.flavour != "sealed")),
+            "-entry": f"way_{way}", "-signentry": entry["sign"], "-descriptentry": entry["descript"],
+            "-proxy": f"http://{GRID.fqdn(site.cache)}:3128" if site.cache else "None",
+            **options,
+        }  # fmt: skip
+        pilot = HandPilot(
+            host(node), with_parameters(all_options, **parameters), f"/var/tmp/pt-{tag}", f"pilotbed-test-{tag}"
+        )
+        return self._stack.enter_context(pilot)
 
     def registered(self) -> set[tuple[str, str]]:
         """Return (worker, way) of every pilot of the matrix that the pool knows."""
@@ -146,7 +156,7 @@ class Ways:
 
     def submit(self, cell: Cell) -> Job:
         """Submit a cell's job."""
-        jobs = self._jobs[cell.submit]
+        jobs = self.jobs[cell.submit]
         as_user(jobs.node, self.alice.account, f"test -s {INPUT} || head -c {MEGABYTES}M /dev/urandom > {INPUT}")
         node = GRID.fqdn(worker_of(cell.worker)[1])
         extra = (
@@ -188,7 +198,7 @@ class Ways:
 
     def run(self, cells: Iterable[Cell], deadline: float = 150) -> dict[Cell, Outcome]:
         """Run the cells' jobs side by side; return what became of each. A pilot that is not there is not waited for."""
-        cells, known = list(cells), self.registered()
+        cells, known, ended = list(cells), self.registered(), broker_ends()
         missing = [cell for cell in cells if (cell.worker, cell.way) not in known]
         found = {cell: Outcome(UNREGISTERED, self._last_words(cell)) for cell in missing}
         open_jobs = {cell: self.submit(cell) for cell in cells if cell not in found}
@@ -207,13 +217,44 @@ class Ways:
                     job.remove()
                 break
             time.sleep(0.5)
+        if new := broker_ends()[len(ended) :]:
+            for cell in cells:
+                if cell.way == "ccb_tunnel" and found[cell].verdict in (UNCLAIMED, UNTRANSFERRED):
+                    found[cell] = Outcome(BROKEN, new[0], found[cell].ad)
         return found
 
     def _last_words(self, cell: Cell) -> str:
-        pilot = self._pilots.get((cell.worker, cell.way))
-        said = pilot.said().strip().splitlines() if pilot else []
-        wanted = [line for line in said if re.search("glidein: |error|fail", line, re.IGNORECASE)]
-        return (wanted or said or ["no pilot was started"])[-1][:200]
+        pilot = self._pilots[cell.worker, cell.way]
+        logs = "find /tmp /var/tmp -maxdepth 4 -path '*/log/MasterLog' -user %s -exec cat {} + 2>/dev/null"
+        said = str(pilot.worker.run(logs, pilot.account).stdout).splitlines() + pilot.said().strip().splitlines()
+        wanted = [line for line in said if re.search("attempt to connect|fail", line, re.IGNORECASE)]
+        return (wanted or said)[-1][:200]
+
+
+def broker_ends() -> list[str]:
+    """Return what the site's broker said whenever it gave up."""
+    log = GRID.node("ccb_broker").run("grep -h 'ERROR .* at line' /var/log/condor/CollectorLog").stdout
+    return str(log).splitlines()
+
+
+def status(node: Host, program: str = "relay") -> dict[str, Any]:
+    """Return what a relay or a border says of itself."""
+    return json.loads(ok(node, f"pilotbed-{program} status"))
+
+
+def dropped(node: str, counter: str) -> int:
+    """Return how many packets a site's router has dropped so far."""
+    said = ok(host(node), "nft list counter inet site %s", counter)
+    return int(said.partition("packets ")[2].split()[0])
+
+
+def table(found: Mapping[Cell, Outcome]) -> str:
+    """Return the matrix as it came out, for docs/traversal.md."""
+    rows = [
+        [submit, worker, *(found[Cell(submit, worker, way)].verdict for way in TRAVERSALS)]
+        for submit in SUBMITS for worker in WORKERS
+    ]  # fmt: skip
+    return "\n".join(document.table(["submit host", "worker", *(f"`{way}`" for way in TRAVERSALS)], rows))
 
 
 def join_schedd(way: str) -> None:

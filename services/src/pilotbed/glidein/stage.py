@@ -95,6 +95,9 @@ CONDOR = {
     "libexec/condor/condor_shared_port": "libexec/condor_shared_port",
     "libexec/condor/condor_chirp": "libexec/condor_chirp",
     "libexec/condor/condor_gpu_discovery": "libexec/condor_gpu_discovery",  # without it the startd does not start
+    "libexec/condor/condor_ssh_to_job_sshd_setup": "libexec/condor_ssh_to_job_sshd_setup",
+    "libexec/condor/condor_ssh_to_job_shell_setup": "libexec/condor_ssh_to_job_shell_setup",
+    "lib/condor/condor_ssh_to_job_sshd_config_template": "lib/condor_ssh_to_job_sshd_config_template",
 }
 #: Shared libraries of every Debian system (apt and dpkg need them): taken from the worker, as its security updates are.
 NODE_LIBRARIES = frozenset({
@@ -473,6 +476,9 @@ def host_condor(root: Path = Path("/usr")) -> bytes:
         if not path.is_file():
             raise StageError(f'{path} is missing: install Debian\'s package condor, or set condor = "none"')
         members[target] = path
+        with path.open("rb") as file:
+            if file.read(4) != b"\x7fELF":
+                continue
         done = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=True)
         for line in done.stdout.splitlines():
             soname, _, rest = line.strip().partition(" => ")

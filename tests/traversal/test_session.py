@@ -1,0 +1,64 @@
+"""Into a running job through the relay: condor_ssh_to_job, condor_tail and condor_rm, from either side of a NAT.
+
+The pilot does without glexec: with it, ssh and peeking would give the user the pilot's own account (docs/glexec.md).
+"""
+
+from dataclasses import replace
+
+import pytest
+from matrix import SUBMITS, join_schedd, status, submit_of, worker_of
+from pilotbed.lab import walk
+from pilotbed.lab.reach import host
+from support import GRID, HOLD, as_user, frontend_stage, processes, until, without_glexec
+
+SCRIPT = f"""#!/bin/sh
+echo "said on $(hostname)"
+{HOLD}
+"""
+
+
+@pytest.fixture(scope="module")
+def worker(ways):
+    """A worker behind NAT with a pilot that does without glexec, known to the pool."""
+    site, name = worker_of("NAT")
+    join_schedd(GRID.variable("submit_traversal", submit_of("NAT")))
+    ways.warm()
+    known = replace(site, name="ways")
+    with frontend_stage(without_glexec) as options:
+        ways.pilot("session", site, name, "relay", options)
+        until("the pool knows the pilot", lambda: known.slots(GRID.node("central_manager")), 120)
+        yield name
+
+
+@pytest.fixture(scope="module", params=SUBMITS)
+def running(request, ways, worker):
+    """A job that has said something and waits; submitted from either submit host."""
+    site = replace(worker_of("NAT")[0], name="ways")
+    job = ways.jobs[request.param].submit(walk.WALKERS[0], site, SCRIPT)
+    job.holds(site)
+    return job
+
+
+def test_ssh_to_job(running, worker):
+    code, said = as_user(
+        running.node, running.owner, f"timeout 60 condor_ssh_to_job {running.id} 'hostname; cat _condor_stdout'"
+    )
+    assert (code, said.split("\n")[-3:]) == (0, [GRID.fqdn(worker), f"said on {GRID.fqdn(worker)}", ""]), said
+
+
+def test_tail(running, worker):
+    code, said = as_user(running.node, running.owner, f"timeout 60 condor_tail {running.id}")
+    assert (code, said) == (0, f"said on {GRID.fqdn(worker)}\n")
+
+
+def test_remove(running, worker):
+    running.remove()
+    until("the payload has ended", lambda: running.hold not in [each.args for each in processes(host(worker))], 30)
+    until("no stream is left of it", lambda: running.status() == "removed", 30)
+
+
+def test_nothing_went_by_another_way(running, worker):
+    """The worker cannot be connected to: all of this was a stream of its pilot's port."""
+    leases = [lease for name in GRID.names("relay") for lease in status(host(name))["leases"]]
+    mine = [lease for lease in leases if lease["pilot"].endswith(f"@{GRID.fqdn(worker)}")]
+    assert sum(lease["streams_total"] for lease in mine) > 3
