@@ -409,6 +409,8 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
         ('queue = "grid"', 'queue = "a</QueueName>"', "queue"),
         ('queue = "grid"', 'queue = "grid"\ntraversal = "relay"', "relays"),
         ('queue = "grid"', 'queue = "grid"\ntraversal = "tunnel"', "traversal"),
+        ('queue = "grid"', 'queue = "grid"\ntraversal = "ccb,relay"', "relays"),
+        ('queue = "grid"', 'queue = "grid"\ntraversal = "ccb,tunnel"', "traversal"),
         ('queue = "grid"', 'queue = "grid"\ngridtype = "cream"', "gridtype"),
         ('queue = "grid"', 'queue = "grid"\nallow_frontends = ["vx"]', "vx is not under frontends"),
         ("https://ce:443/arex/rest/1.0", "ce", "gatekeeper"),

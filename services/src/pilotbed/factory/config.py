@@ -65,8 +65,9 @@ class Entry:
         gridtype: one of GRID_TYPES.
         queue: the batch queue behind it.
         proxy: URL of the site's Squid; empty for none.
-        traversal: how the pool reaches pilots there: one of `TRAVERSALS` (docs/traversal.md).
-        relays: host:port of the relays' control ports; with ``relay``, and only then.
+        traversal: how the pool reaches pilots there: `TRAVERSALS`, joined by commas, the best one first; a pilot takes
+            the first one that it gets (docs/traversal.md).
+        relays: host:port of the relays' control ports; with ``relay`` among the ways, and only then.
         ccb_broker: host:port of the collector that pilots tunnel through; with ``ccb_tunnel``, and only then.
         glexec: GLEXEC_BIN, the site's gLExec; ``NONE`` if it has none.
         attributes: published in the ad.
@@ -100,11 +101,12 @@ class Entry:
             raise ValueError(f"gatekeeper {self.gatekeeper!r} must be a URL, such as https://ce:443/arex/rest/1.0")
         if self.proxy and not _URL.fullmatch(self.proxy):
             raise ValueError(f"proxy {self.proxy!r} must be a URL, such as http://squid:3128")
-        if self.traversal not in TRAVERSALS:
-            raise ValueError(f"traversal {self.traversal!r} must be one of {', '.join(TRAVERSALS)}")
-        if (self.traversal == "relay") != bool(self.relays):
+        ways = self.traversal.split(",")
+        if not set(ways) <= set(TRAVERSALS):
+            raise ValueError(f"traversal {self.traversal!r} must be of {', '.join(TRAVERSALS)}, joined by commas")
+        if ("relay" in ways) != bool(self.relays):
             raise ValueError("relays must be given with traversal = 'relay', and only then")
-        if (self.traversal == "ccb_tunnel") != bool(self.ccb_broker):
+        if ("ccb_tunnel" in ways) != bool(self.ccb_broker):
             raise ValueError("ccb_broker must be given with traversal = 'ccb_tunnel', and only then")
         for name in (*self.attributes, *self.parameters):
             if not _ATTRIBUTE.fullmatch(name):

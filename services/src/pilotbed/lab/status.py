@@ -22,6 +22,9 @@ UNITS = {
     "factory": ("pilotbed-factory", "pilotbed-renew", "condor", "nginx"),
     "frontend": ("pilotbed-frontend", "pilotbed-pilot-credential", "nginx"),
     "relay": ("pilotbed-relay",),
+    "border": ("pilotbed-border",),
+    "relay_agent": ("pilotbed-relay-agent",),
+    "ccb_broker": ("condor",),
     "site_router": ("nftables",),
     "web_cache": ("squid",),
     "batch_slurm": ("slurmctld", "slurmd", "munge"),
@@ -33,6 +36,7 @@ FILES = {
     "central_manager": ("/var/log/condor/CollectorLog", "/var/log/condor/NegotiatorLog", "/var/log/condor/MatchLog"),
     "submit": ("/var/log/condor/SchedLog", "/var/log/condor/ShadowLog"),
     "factory": ("/var/log/condor/SchedLog", "/var/log/condor/GridmanagerLog.*"),
+    "ccb_broker": ("/var/log/condor/CollectorLog",),
     "web_cache": ("/var/log/squid/access.log", "/var/log/squid/cache.log"),
     "batch_slurm": ("/var/log/slurm/*.log",),
     "ce_arc": ("/var/log/arc/arex.log", "/var/log/arc/arex-jobs.log", "/var/log/arc/ws-interface.log"),
@@ -42,13 +46,18 @@ FILES = {
 STATE = r"""'JobStatus == 2 ? "running" : JobStatus == 5 ? "held" : "idle"'"""
 
 
-def groups(checkout: Path, node: str) -> list[str]:
-    """Return the groups of ``node``."""
-    done = subprocess.run(
-        ["ansible-inventory", "--list"], cwd=checkout, capture_output=True, text=True, check=True
-    )
-    inventory: Mapping[str, Any] = json.loads(done.stdout)
-    return [name for name, group in inventory.items() if node in group.get("hosts", [])]
+def inventory(checkout: Path) -> Mapping[str, Any]:
+    """Return the inventory, as ``ansible-inventory --list`` gives it."""
+    command = ["ansible-inventory", "--list"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    found: Mapping[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def members(known: Mapping[str, Any], group: str) -> list[str]:
+    """Return the hosts of a group of the inventory that run."""
+    running = nodes.running()
+    return [name for name in known.get(group, {}).get("hosts", []) if name in running]
 
 
 def logs(checkout: Path, node: str) -> int:
@@ -57,7 +66,7 @@ def logs(checkout: Path, node: str) -> int:
     Raises:
         LabError: the node does not run.
     """
-    roles = groups(checkout, node)
+    roles = [name for name, group in inventory(checkout).items() if node in group.get("hosts", [])]
     units = sorted({unit for role in roles for unit in UNITS.get(role, ())})
     files = sorted({path for role in roles for path in FILES.get(role, ())})
     machine = host(node)
@@ -99,14 +108,15 @@ def show(checkout: Path, grid: Topology) -> None:
     print(_indent(host("central").run(
         "condor_status -constraint 'MyType == \"Machine\"' -af Name GLIDEIN_Site State Activity GLIDEIN_Traversal"
     ).stdout) or "  none")
-    print("\nrelay (port, pilot, streams so far)")
-    status = json.loads(host("relay").run("pilotbed-relay status").stdout or "{}")
-    for lease in status.get("leases", []):
-        print(f"  {lease['port']}  {lease.get('pilot', '')}  {lease.get('streams_total', 0)}")
-    print("\njobs (id, user, state, command)")
-    print(_indent(host("submit").run(
-        f"condor_q -nobatch -allusers -af:j Owner {STATE} Cmd"
-    ).stdout) or "  none")
+    known = inventory(checkout)
+    for relay in members(known, "relay"):
+        print(f"\n{relay} (port, pilot, streams so far)")
+        leases = json.loads(host(relay).run("pilotbed-relay status").stdout or "{}").get("leases", [])
+        print("\n".join(f"  {lease['port']}  {lease['pilot']}  {lease['streams_total']}" for lease in leases) or "  no port is given")
+    for submit in members(known, "submit"):
+        print(f"\njobs of {submit} (id, user, state, command)")
+        jobs = host(submit).run(f"condor_q -nobatch -allusers -af:j Owner {STATE} Cmd")
+        print(_indent(jobs.stdout) or "  none")
 
 
 def _indent(text: str) -> str:
