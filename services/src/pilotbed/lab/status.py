@@ -112,7 +112,8 @@ def show(checkout: Path, grid: Topology) -> None:
     for relay in members(known, "relay"):
         print(f"\n{relay} (port, pilot, streams so far)")
         leases = json.loads(host(relay).run("pilotbed-relay status").stdout or "{}").get("leases", [])
-        print("\n".join(f"  {lease['port']}  {lease['pilot']}  {lease['streams_total']}" for lease in leases) or "  no port is given")
+        lines = [f"  {lease['port']}  {lease['pilot']}  {lease['streams_total']}" for lease in leases]
+        print("\n".join(lines) or "  none")
     for submit in members(known, "submit"):
         print(f"\njobs of {submit} (id, user, state, command)")
         jobs = host(submit).run(f"condor_q -nobatch -allusers -af:j Owner {STATE} Cmd")
