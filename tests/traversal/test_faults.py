@@ -1,0 +1,415 @@
+"""Faults while jobs run through the relay: each job ends exactly once, with the right bytes, in a bounded time.
+
+A job waits on its worker until something breaks; it goes on meanwhile, and has 50 MB to bring home. Faults that cannot
+disturb each other run at the same time, each through a pilot of its own. The bounds, and how often a job starts, are
+those of docs/traversal.md.
+"""
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+from matrix import MEGABYTES, dropped, status
+from pilotbed.lab import walk
+from pilotbed.lab.reach import host
+from support import GRID, HOLD, HandPilot, Job, Jobs, Site, as_user, ok, processes, until
+from testinfra.host import Host
+
+SCRIPT = f"""#!/bin/sh
+{HOLD}
+head -c {MEGABYTES}M /dev/urandom > data.out
+sha256sum < data.out
+"""
+#: A pilot on each.
+WORKERS = ("alpha-wn1", "alpha-wn2", "beta-wn1", "beta-wn2")
+#: Forget every connection: a delete request of ctnetlink without a tuple (linux/netfilter/nfnetlink_conntrack.h).
+FORGET = """
+import socket, struct
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+netlink.send(struct.pack("=IHHIIBBH", 20, 1 << 8 | 2, 1 | 4, 1, 0, socket.AF_INET, 0, 0))
+code = struct.unpack_from("=i", netlink.recv(4096), 16)[0]
+assert code == 0, code
+"""
+#: Hold more connections to the relay's own port than it has descriptors, however often it gives one up.
+CROWD = """
+import socket, time
+held = []
+while True:
+    try:
+        held.append(socket.create_connection(("127.0.0.1", 9700), 1))
+    except OSError:
+        pass
+    held = held[-100:]
+    time.sleep(0.05)
+"""
+#: Listen at every port of a range that is free, and say so.
+OCCUPY = """
+import socket, sys, time
+held = []
+for port in range(int(sys.argv[1]), int(sys.argv[2]) + 1):
+    each = socket.socket()
+    try:
+        each.bind(("0.0.0.0", port))
+        each.listen()
+    except OSError:
+        continue
+    held.append(each)
+print(len(held), flush=True)
+time.sleep(900)
+"""
+
+
+@dataclass
+class Ended:
+    """A job's end: its ad, its log, whether the bytes at home are those that the payload made, and how long it took."""
+
+    ad: dict[str, Any]
+    log: str
+    intact: bool
+    seconds: float
+
+    def events(self, number: str) -> int:
+        """Return how many events of a kind the job's log has."""
+        return len(re.findall(rf"(?m)^{number} \(", self.log))
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A pilot and where it is: its worker, its relay, and its name for both."""
+
+    made: HandPilot
+    site: Site
+    node: str
+    relay: str
+    name: str
+
+    @property
+    def worker(self) -> Host:
+        """The worker."""
+        return host(self.node)
+
+    def lease(self) -> dict[str, Any]:
+        """Return its lease, as its relay sees it."""
+        return next(lease for lease in status(host(self.relay))["leases"] if lease["pilot"] == self.name)
+
+    def kill_agent(self) -> None:
+        """End its relay agent as a node short of memory does."""
+        agent = "^/usr/bin/python3.*relay_agent"
+        said = ok(self.worker, "pkill --echo --signal KILL --euid %s --full %s", self.made.account, agent)
+        assert said.count("\n") == 1, said
+
+    def knock(self) -> str:
+        """Return what an agent that wants one more port of its relay is told, with its proxy."""
+        command = (
+            "runuser --user %s -- env PYTHONPATH=/usr/lib/pilotbed timeout 8 python3 -m pilotbed.relay.agent "
+            "--server %s --proxy %s --cadir /etc/grid-security/certificates --state %s"
+        )
+        paths = f"{self.made.directory}/proxy.pem", f"{self.made.directory}/knock.json"
+        return str(self.worker.run(command, self.made.account, f"{GRID.fqdn(self.relay)}:9700", *paths).stderr)
+
+
+class Run:
+    """A job that waits on a worker for its fault, there or on one of the spare pilots; a context that removes it."""
+
+    def __init__(self, jobs: Jobs, pilot: Pilot, *spare: Pilot, extra: str = "") -> None:
+        self.pilot = pilot
+        names = " || ".join(f'GLIDEIN_Worker == "{GRID.fqdn(each.node)}"' for each in (pilot, *spare))
+        described = (
+            f'requirements = GLIDEIN_Traversal == "relay" && ({names})\n'
+            f'rank = GLIDEIN_Worker == "{GRID.fqdn(pilot.node)}"\ntransfer_output_files = data.out\n'
+            f'transfer_output_remaps = "data.out = @NAME@.data"\n{extra}'
+        )
+        self.job: Job = jobs.submit(walk.WALKERS[0], replace(pilot.site, name="ways"), SCRIPT, described)
+
+    def __enter__(self) -> "Run":
+        until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot), 120)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0]:
+            print(self.job.read("log"))
+            self.job.remove()
+
+    def waits(self, pilot: Pilot) -> list[int]:
+        """Return the payload's process on a pilot's worker, if it waits there."""
+        return [process.pid for process in processes(pilot.worker) if process.args == self.job.hold]
+
+    def go_on(self, *pilots: Pilot) -> None:
+        """End the payload's waiting."""
+        for pilot in pilots or (self.pilot,):
+            for pid in self.waits(pilot):
+                pilot.worker.run("kill %s", str(pid))
+
+    def ends(self, deadline: float, *pilots: Pilot) -> Ended:
+        """Wait for the job's end; where it starts again, on its own pilot or these, it is not kept waiting."""
+        since = time.monotonic()
+
+        def over() -> dict[str, Any]:
+            self.go_on(*pilots)
+            ad = self.job.ad()
+            return ad if ad.get("JobStatus") in (3, 4, 5) else {}
+
+        ad = until(f"{self.job.id} has ended", over, deadline)
+        took = time.monotonic() - since
+        told = as_user(self.job.node, self.job.owner, f"sha256sum < {self.job.name}.data; rm -f {self.job.name}.data")
+        return Ended(ad, self.job.read("log"), told[1].strip() == self.job.read("out").strip(), took)
+
+
+# -- faults: each takes what it breaks from the bed, and returns how its job ended ----------------------------------
+
+
+def main_pid(relay):
+    return ok(relay, "systemctl show --property MainPID --value pilotbed-relay").strip()
+
+
+@contextmanager
+def cut(worker):
+    """No packet gets to or from a worker."""
+    table = "inet pilotbed_cut"
+    ok(
+        worker, "nft %s",
+        f"add table {table}; add chain {table} in {{ type filter hook input priority -500; }}; "
+        f"add chain {table} out {{ type filter hook output priority -500; }}; "
+        f'add rule {table} in iifname != "lo" drop; add rule {table} out oifname != "lo" drop',
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        ok(worker, f"nft delete table {table}")
+
+
+def relay_is_killed(bed):
+    pilot = bed.through(0)
+    relay, before = host(pilot.relay), pilot.lease()
+    with bed.run(pilot) as run:
+        pid = main_pid(relay)
+        ok(relay, f"kill -9 {pid}")
+        run.go_on()
+        until("the relay runs again", lambda: main_pid(relay) not in ("0", pid), 30)
+        ended = run.ends(90)
+    assert (pilot.lease()["lease"], pilot.lease()["port"]) == (before["lease"], before["port"])
+    return ended
+
+
+def relay_is_away(bed):
+    """The other relay: what runs through it is not disturbed."""
+    pilot = bed.through(1)
+    relay = host(pilot.relay)
+    with bed.run(pilot) as run:
+        ok(relay, "systemctl stop pilotbed-relay")
+        try:
+            run.go_on()
+            time.sleep(60)
+            assert run.job.status() == "running", "it cannot have ended: nothing carries its output"
+        finally:
+            ok(relay, "systemctl start pilotbed-relay")
+        return run.ends(180)
+
+
+def agent_is_killed(bed):
+    pilot = bed.pilots["beta-wn1"]
+    before = pilot.lease()
+    with bed.run(pilot) as run:
+        pilot.kill_agent()
+        run.go_on()
+        ended = run.ends(90)
+    after = pilot.lease()
+    assert (after["lease"], after["port"]) == (before["lease"], before["port"])
+    assert after["agent"] != before["agent"]
+    return ended
+
+
+def worker_is_cut_off(bed):
+    pilot = bed.pilots["alpha-wn1"]
+    with bed.run(pilot) as run:
+        with cut(pilot.worker):
+            run.go_on()
+            time.sleep(60)
+            assert run.job.status() == "running", "it cannot have ended: nothing carries its output"
+        return run.ends(150)
+
+
+def worker_is_cut_off_for_good(bed):
+    """Longer than the job's lease: it starts again elsewhere, and what is left on the lost worker is ended there."""
+    pilot = bed.pilots["alpha-wn2"]
+    spare = bed.pilots["beta-wn2"]
+    with bed.run(pilot, spare, extra="job_lease_duration = 60\n") as run, cut(pilot.worker):
+        ended = run.ends(300, spare)
+        until("the first payload is ended on the worker that is cut off", lambda: not run.waits(pilot), 180)
+    return ended
+
+
+def nat_forgets(bed):
+    """Silent half-open connections: neither side hears anything of the other again."""
+    pilot = bed.hidden_and_other()[0]
+    router = host(pilot.site.router)
+    before = dropped(pilot.site.router, "invalid_dropped")
+    with bed.run(pilot) as run:
+        ok(router, "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0 && python3 -c %s", FORGET)
+        try:
+            run.go_on()
+            ended = run.ends(300)
+        finally:
+            ok(router, "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=1")
+    assert dropped(pilot.site.router, "invalid_dropped") > before
+    return ended
+
+
+def relay_has_no_ports_left(bed):
+    pilot = bed.hidden_and_other()[1]
+    relay, unit = host(pilot.relay), "pilotbed-test-occupy"
+    ports = status(relay)["ports"]
+    with bed.run(pilot) as run:
+        command = "systemd-run --quiet --unit %s python3 -c %s %s %s"
+        ok(relay, command, unit, OCCUPY, str(ports["first"]), str(ports["last"]))
+        try:
+            until("every port is taken", lambda: relay.run("journalctl -o cat -u %s", unit).stdout.strip() != "", 15)
+            assert "code=range_exhausted" in pilot.knock()
+            run.go_on()
+            return run.ends(60)
+        finally:
+            ok(relay, "systemctl stop %s", unit)
+
+
+def relay_has_no_descriptors_left(bed):
+    pilot = bed.hidden_and_other()[1]
+    relay, unit = host(pilot.relay), "pilotbed-test-crowd"
+    limit = "/run/systemd/system/pilotbed-relay.service.d/test.conf"
+    restart = "systemctl daemon-reload && systemctl restart pilotbed-relay"
+
+    def there():
+        return pilot.lease()["state"] == "connected"
+
+    with bed.run(pilot) as run:
+        ok(relay, f"mkdir -p $(dirname {limit}) && printf '[Service]\nLimitNOFILE=64\n' > {limit} && {restart}")
+        try:
+            until("the pilot's agent is there again", there, 60)
+            ok(relay, "systemd-run --quiet --unit %s python3 -c %s", unit, CROWD)
+            said = "journalctl --unit pilotbed-relay --since -60s --grep accept_paused"
+            until("the relay has run out of descriptors", lambda: relay.run(said).rc == 0, 30)
+            assert "event=registered" not in pilot.knock()
+            run.go_on()
+            time.sleep(15)
+        finally:
+            ok(relay, f"systemctl stop {unit}; rm -r $(dirname {limit}); {restart}")
+        ended = run.ends(60)
+    until("the pilot's agent is there again", there, 60)
+    assert "event=registered" in pilot.knock()
+    return ended
+
+
+def relay_has_no_disk_left(bed):
+    pilot = bed.hidden_and_other()[1]
+    relay, state, kept = host(pilot.relay), "/var/lib/pilotbed-relay", "/run/pilotbed-test-state"
+    with bed.run(pilot) as run:
+        ok(
+            relay,
+            f"cp -a {state} {kept} && mount -t tmpfs -o size=64k,mode=0700,uid=$(id -u relay) tmpfs {state} && "
+            f"cp -a {kept}/. {state} && {{ cat /dev/zero > {state}/filler 2>/dev/null || true; }}",
+        )
+        try:
+            assert "code=storage" in pilot.knock()
+            run.go_on()
+            time.sleep(15)
+        finally:
+            ok(relay, f"umount {state} && rm -rf {kept}")
+        ended = run.ends(60)
+    assert "event=registered" in pilot.knock()
+    return ended
+
+
+#: In three waves; the faults of a chain follow each other.
+WAVES = (
+    ((relay_is_killed,), (relay_is_away,)),
+    ((agent_is_killed,), (worker_is_cut_off,), (worker_is_cut_off_for_good,)),
+    ((nat_forgets,), (relay_has_no_ports_left, relay_has_no_descriptors_left, relay_has_no_disk_left)),
+)
+
+
+class Bed:
+    """The pilots of these tests by worker, and jobs on them."""
+
+    def __init__(self, pilots: dict[str, Pilot], jobs: Jobs) -> None:
+        self.pilots, self.jobs = pilots, jobs
+
+    def run(self, pilot: Pilot, *spare: Pilot, extra: str = "") -> Run:
+        """Submit a job for a pilot."""
+        return Run(self.jobs, pilot, *spare, extra=extra)
+
+    def through(self, number: int) -> Pilot:
+        """Return a pilot that took this one of the relays."""
+        return next(pilot for pilot in self.pilots.values() if pilot.relay == GRID.names("relay")[number])
+
+    def hidden_and_other(self) -> tuple[Pilot, Pilot]:
+        """Return a pilot behind NAT and one of another site that took another relay."""
+        return next(
+            (hidden, other)
+            for hidden in self.pilots.values() if hidden.site.flavour == "nat"
+            for other in self.pilots.values() if other.site != hidden.site and other.relay != hidden.relay
+        )  # fmt: skip
+
+
+def registered(name):
+    """Names of the pilots on a worker and of their relays that both know (the pool remembers dead ones)."""
+    slots = replace(GRID.sites[0], name="ways").slots(GRID.node("central_manager"))
+    names = {slot["Name"].split("@")[1] for slot in slots if slot["GLIDEIN_Worker"] == name}
+    return [
+        (lease["pilot"], relay)
+        for relay in GRID.names("relay")
+        for lease in status(host(relay))["leases"] if lease["pilot"] in names and lease["state"] == "connected"
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bed(ways):
+    """One after the other, so that each sees the load that the one before it made."""
+    ways.warm()
+    pilots = {}
+    for node in WORKERS:
+        site = next(site for site in GRID.sites if node in site.workers)
+        made = ways.pilot(f"faults-{node}", site, node, "relay")
+        name, relay = until(f"the pool knows the pilot on {node}", partial(registered, GRID.fqdn(node)), 120)[0]
+        pilots[node] = Pilot(made, site, node, relay, name)
+    assert {pilot.relay for pilot in pilots.values()} == set(GRID.names("relay")), "the pilots share the relays out"
+    return Bed(pilots, ways.jobs["public"])
+
+
+@pytest.fixture(scope="module")
+def ended(bed):
+    """What became of the job of each fault: its end, or the error that the fault's own checks raised."""
+    found = {}
+
+    def chain(faults):
+        for fault in faults:
+            try:
+                found[fault.__name__] = fault(bed)
+            except BaseException as error:
+                found[fault.__name__] = error
+
+    for wave in WAVES:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(chain, wave))
+    return found
+
+
+#: How often a job starts: where the shadow's connection breaks, HTCondor 25.14.1 reconnects, but then refuses what the
+#: pilot brings ("transkey is invalid!", a debug message), and the pilot gives the job back.
+AGAIN = (relay_is_away, agent_is_killed, worker_is_cut_off_for_good, nat_forgets)
+
+
+@pytest.mark.parametrize("fault", [fault for wave in WAVES for chain in wave for fault in chain])
+def test_job_ends_once_with_the_right_bytes(ended, fault):
+    end = ended[fault.__name__]
+    if isinstance(end, BaseException):
+        raise end
+    print(f"{fault.__name__}: {end.seconds:.0f} s after the fault; {end.log}")
+    starts = 2 if fault in AGAIN else 1
+    assert (end.ad["JobStatus"], end.ad["ExitCode"]) == (4, 0), end.log
+    assert end.intact
+    assert end.ad["NumJobStarts"] == starts, end.log
+    assert (end.events("001"), end.events("005")) == (starts, 1), end.log
