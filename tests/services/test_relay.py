@@ -115,7 +115,7 @@ def test_daemon_that_does_not_listen(bed):
     bed.registered()
     with pytest.raises(ConnectionResetError):
         bed.connect().recv(1)
-    assert "Connect call failed" in bed.status()["recent_refusals"][-1]["reason"]
+    assert "Connection refused" in bed.status()["recent_refusals"][-1]["reason"]
     assert bed.refused("target") == 1
 
 

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import struct
@@ -84,10 +85,20 @@ class Joint:
             kind(self, inner, outer, traffic.add_outward),
         ]
 
+    def pull(self) -> None:
+        """Carry at once what came on `outer` before there was a joint, rather than at the loop's next turn."""
+        self._directions[0].readable()
+
     def done(self, direction: "_Direction") -> None:
         """A direction has ended in order."""
         self._directions.remove(direction)
-        if not self._directions:
+        if self._directions:
+            try:
+                direction.sink.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+        else:
             self.outer.close()
             self.inner.close()
             self._ended(None)
@@ -103,32 +114,13 @@ class Joint:
             self._ended(error)
 
 
-async def join(outer: socket.socket, inner: socket.socket, traffic: Traffic, *, splice: bool | None = None) -> None:
-    """Return when a `Joint` of these has ended.
-
-    Raises:
-        OSError: the connection broke.
-    """
-    ended: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-    joint = Joint(outer, inner, traffic, ended.set_result, splice=splice)
-    try:
-        error = await ended
-    except asyncio.CancelledError:
-        joint.cut()
-        raise
-    if error:
-        raise error
-
-
 class _Direction(ABC):
     """One direction of a joint. Its reader stays with the loop while bytes flow: a chunk costs two system calls."""
 
-    __slots__ = ("_count", "_joint", "_left", "_reading", "_sink", "_source")
+    __slots__ = ("_count", "_joint", "_left", "_reading", "_source", "sink")
 
-    def __init__(
-        self, joint: Joint, source: socket.socket, sink: socket.socket, count: Callable[[int], None]
-    ) -> None:
-        self._joint, self._source, self._sink, self._count = joint, source, sink, count
+    def __init__(self, joint: Joint, source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
+        self._joint, self._source, self.sink, self._count = joint, source, sink, count
         self._left = 0  # bytes that were read and wait for the sink
         self._watch(reading=True)
 
@@ -153,23 +145,25 @@ class _Direction(ABC):
     def _watch(self, *, reading: bool) -> None:
         self._reading = reading
         if reading:
-            self._joint.loop.add_reader(self._source.fileno(), self._readable)
+            self._joint.loop.add_reader(self._source.fileno(), self.readable)
         else:
-            self._joint.loop.add_writer(self._sink.fileno(), self._writable)
+            self._joint.loop.add_writer(self.sink.fileno(), self._writable)
 
     def _unwatch(self) -> None:
         if self._reading:
             self._joint.loop.remove_reader(self._source.fileno())
         else:
-            self._joint.loop.remove_writer(self._sink.fileno())
+            self._joint.loop.remove_writer(self.sink.fileno())
 
-    def _readable(self) -> None:
+    def readable(self) -> None:
+        """Carry what the source has."""
         try:
             moved = count = 0
             while moved == 0 or (count >= _SMALL and moved < _TURN):
                 count = self._left = self._fill()
                 if not count:
-                    self._end()
+                    self._unwatch()
+                    self._joint.done(self)
                     return
                 moved += count
                 self._drain()
@@ -201,15 +195,6 @@ class _Direction(ABC):
             self._left -= count
             self._count(count)
 
-    def _end(self) -> None:
-        self._unwatch()
-        try:
-            self._sink.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
-        self._joint.done(self)
-
 
 class _Splice(_Direction):
     """The kernel moves the bytes through a pipe, which is held only while there are bytes in it."""
@@ -227,7 +212,7 @@ class _Splice(_Direction):
 
     def _empty(self) -> int:
         assert self._pipe is not None
-        return os.splice(self._pipe[0], self._sink.fileno(), self._left)
+        return os.splice(self._pipe[0], self.sink.fileno(), self._left)
 
     def _free(self) -> None:
         if self._pipe is None:
@@ -254,10 +239,64 @@ class _Copy(_Direction):
         return len(self._data)
 
     def _empty(self) -> int:
-        return self._sink.send(memoryview(self._data)[len(self._data) - self._left :])
+        return self.sink.send(memoryview(self._data)[len(self._data) - self._left :])
 
     def _free(self) -> None:
         self._data = b""
+
+
+class Dial:
+    """A TCP connection in the making.
+
+    Args:
+        address: numeric host, and port.
+        seconds: for the other side to answer.
+        done: called once, perhaps before `start` returns: with the connected socket, prepared, or with what went wrong.
+    """
+
+    __slots__ = ("_address", "_done", "_loop", "_seconds", "_sock", "_timer")
+
+    def __init__(
+        self, address: tuple[str, int], seconds: float, done: Callable[[socket.socket | OSError], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._address, self._seconds, self._done = address, seconds, done
+        self._timer: asyncio.TimerHandle | None = None
+        self._sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+
+    def start(self) -> None:
+        """Connect."""
+        prepare(self._sock)
+        code = self._sock.connect_ex(self._address)
+        if code == errno.EINPROGRESS:  # which the kernel says of a connection within the host, too, that stands by now
+            code = self._sock.connect_ex(self._address)
+        if code == errno.EALREADY:
+            self._timer = self._loop.call_later(self._seconds, self._end, errno.ETIMEDOUT)
+            self._loop.add_writer(self._sock.fileno(), self._answered)
+        else:
+            self._end(code)
+
+    def cancel(self) -> None:
+        """Give up; `done` will hear nothing."""
+        self._let_go()
+        self._sock.close()
+
+    def _answered(self) -> None:
+        self._end(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _end(self, code: int) -> None:
+        self._let_go()
+        if code:
+            self._sock.close()
+            self._done(OSError(code, os.strerror(code), f"{self._address[0]}:{self._address[1]}"))
+        else:
+            self._done(self._sock)
+
+    def _let_go(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+            self._loop.remove_writer(self._sock.fileno())
 
 
 def reset(sock: socket.socket) -> None:
@@ -352,6 +391,9 @@ def write_durably(path: Path, text: str) -> None:
 
 def log_to_stderr() -> None:
     """One line an event; under systemd without a time of our own, the journal has it."""
+    # What no format of ours shows need not be found out for each line (logging cookbook, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=stamp + "%(levelname)s %(message)s")
 
@@ -363,5 +405,4 @@ def event(log: logging.Logger, name: str, *, level: int = logging.INFO, **fields
     log.log(level, "%s", " ".join([f"event={name}", *text]))
 
 
-def _plain(value: str) -> bool:
-    return value != "" and value.isascii() and value.isprintable() and not set(value) & set(' "=\\')
+_plain = re.compile(r"""[!#-<>-\[\]-~]+""").fullmatch  # printable ASCII but blank, quote, equals sign and backslash

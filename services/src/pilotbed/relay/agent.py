@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import ipaddress
 import json
 import logging
 import random
@@ -16,13 +15,13 @@ import signal
 import socket
 import ssl
 import sys
-import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
-from pilotbed.relay import Traffic, event, join, log_to_stderr, prepare, reset, write_durably
+from pilotbed.relay import Dial, Joint, Traffic, event, log_to_stderr, reset, write_durably
 from pilotbed.relay.protocol import (
     MAX_SOURCES,
     TRANSITIONS,
@@ -48,6 +47,7 @@ from pilotbed.relay.protocol import (
 EXIT_REFUSED = 3  # for good: the port is not (or no longer) ours
 STREAMS = 1000  # at a time; the relay has its own, lower limit
 QUERY_TIMEOUT = 3.0  # seconds for a relay to tell its load, from the first packet on
+PROXY_CHECK = 5.0  # seconds between two looks at the proxy file
 CONNECT_TIMEOUT = 8.0  # seconds for the target and for the relay; a token lives for 10
 
 _log = logging.getLogger("pilotbed-relay-agent")
@@ -78,20 +78,158 @@ class Settings:
     sources: tuple[str, ...]
 
 
+class Control(asyncio.Protocol):
+    """A connection to a relay: between a frame and what is done about it lies no turn of the loop.
+
+    Args:
+        act: called with each frame; what it raises ends the connection.
+    Attributes:
+        ended: resolved with the reason once there is one; then the connection is of no further use.
+        closed: resolved when nothing is left of it.
+    """
+
+    def __init__(self, act: Callable[[Frame], None]) -> None:
+        self._act = act
+        self._loop = asyncio.get_running_loop()
+        self._connection = Connection(Side.AGENT, self._loop.time())
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self.ended: asyncio.Future[Exception] = self._loop.create_future()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def relay(self) -> Address:
+        """The relay's numeric address."""
+        assert self._transport is not None
+        host, port = self._transport.get_extra_info("peername")[:2]
+        return host, port
+
+    def say(self, frame: Frame) -> None:
+        """Send a frame if it may be sent now (the connection can be lost, or the lease ended, at any moment)."""
+        if self._transport and (self._connection.state, Side.AGENT, type(frame)) in TRANSITIONS:
+            self._transport.write(self._connection.send(frame, self._loop.time()))
+            self._watch()
+
+    def close(self) -> None:
+        """Hang up when all is sent."""
+        if self._timer:
+            self._timer.cancel()
+        if self._transport:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._connection.state
+        try:
+            for frame in self._connection.receive(data, self._loop.time()):
+                self._act(frame)
+        except (Refusal, OSError) as error:
+            self._end(error)
+        if self._connection.state is not before:
+            self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error or ConnectionError("the relay closed the connection"))
+        self._transport = None
+        self.closed.set_result(None)
+
+    def _watch(self) -> None:
+        """Set the timer of the state in which the connection is now."""
+        if self._timer:
+            self._timer.cancel()
+        deadline = self._connection.deadline()
+        self._timer = None if deadline is None else self._loop.call_at(deadline, self._due)
+
+    def _due(self) -> None:
+        try:
+            beat = self._connection.due(self._loop.time())
+        except Refusal as refusal:
+            self._end(refusal)
+            return
+        if self._transport and beat:
+            self._transport.write(beat)
+        self._watch()
+
+    def _end(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
+        self.close()
+
+
+class Stream:
+    """A stream: the target first, so that a dead daemon is told apart from a dead relay."""
+
+    __slots__ = ("_agent", "_dial", "_inner", "_joint", "_relay", "_request", "_traffic")
+
+    def __init__(self, agent: "Agent", request: Open, target: Address, relay: Address) -> None:
+        self._agent, self._request, self._relay = agent, request, relay
+        self._traffic = Traffic()
+        self._inner: socket.socket | None = None
+        self._joint: Joint | None = None
+        self._dial = Dial(target, CONNECT_TIMEOUT, self._reached)
+        agent.streams.add(self)
+        self._dial.start()
+
+    def stop(self) -> None:
+        """Reset both sides."""
+        self._agent.streams.remove(self)
+        if self._joint:
+            self._joint.cut()
+            return
+        self._dial.cancel()
+        if self._inner:
+            reset(self._inner)
+
+    def _reached(self, inner: socket.socket | OSError) -> None:
+        if isinstance(inner, OSError):
+            self._failed(inner)
+            return
+        self._inner = inner
+        self._dial = Dial(self._relay, CONNECT_TIMEOUT, self._brought)
+        self._dial.start()
+
+    def _brought(self, outer: socket.socket | OSError) -> None:
+        assert self._inner is not None
+        try:
+            if isinstance(outer, OSError):
+                raise outer
+            outer.send(preface(bytes.fromhex(self._request.token)))  # which an empty socket has room for
+        except (OSError, ValueError) as error:
+            if isinstance(outer, socket.socket):
+                reset(outer)
+            reset(self._inner)
+            self._failed(error)
+            return
+        self._joint = Joint(outer, self._inner, self._traffic, self._ended)
+
+    def _failed(self, error: Exception) -> None:
+        self._agent.streams.remove(self)
+        self._agent.failed(self._request.stream, _text(error))
+
+    def _ended(self, error: OSError | None) -> None:
+        self._agent.streams.remove(self)
+        event(
+            _log, "stream", stream=self._request.stream, peer=self._request.peer, inward=self._traffic.inward,
+            outward=self._traffic.outward, end=_text(error) if error else None,
+        )  # fmt: skip
+
+
 class Agent:
     """Holds one lease until stopped or refused for good."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.traffic = Traffic()
+        self.streams: set[Stream] = set()
         self._server: Address | None = None  # whose lease it is: no other relay can serve what was published
         self._lease: str | None = None
         self._port = 0
         self._published = False  # by this process; then another port would be of no use to anybody
         self._attempt = 0
-        self._control: tuple[Connection, asyncio.StreamWriter] | None = None
+        self._target: Address | None = None  # its host a number
+        self._control: Control | None = None
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
         """Give the lease back and return from `run`."""
@@ -104,11 +242,14 @@ class Agent:
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            self._say(Release())
+            if self._control:
+                self._control.say(Release())
             self._forget()
-        for task in (stopping, work, *self._tasks):
+        for task in (stopping, work):
             task.cancel()
-        await asyncio.gather(work, *self._tasks, return_exceptions=True)
+        await asyncio.gather(work, return_exceptions=True)
+        for stream in list(self.streams):
+            stream.stop()
         return 0 if work.cancelled() else work.result()
 
     async def _keep_registered(self) -> int:
@@ -152,34 +293,41 @@ class Agent:
         return sorted(servers, key=lambda server: (server not in told, told.get(server), random.random()))  # noqa: S311
 
     async def _load(self, server: Address) -> Load | None:
+        told: list[Load] = []
+
+        def hear(frame: Frame) -> None:
+            if isinstance(frame, Load):
+                told.append(frame)
+            elif isinstance(frame, Refused):
+                raise Refusal(frame.code, frame.reason, frame.final)
+
         try:
-            async with asyncio.timeout(QUERY_TIMEOUT), self._connected(server) as (reader, writer, _):
-                connection = Connection(Side.AGENT, time.monotonic())
-                writer.write(connection.send(Query(VERSION), time.monotonic()))
-                while data := await reader.read(65536):
-                    for frame in connection.receive(data, time.monotonic()):
-                        if isinstance(frame, Load):
-                            event(_log, "load", relay=_name(server), **asdict(frame))
-                            return frame
-                        self._handle(frame)
-                raise ConnectionError("the relay closed the connection")
+            async with asyncio.timeout(QUERY_TIMEOUT), self._connected(server, hear) as (control, _):
+                control.say(Query(VERSION))
+                error = await control.ended  # the relay hangs up after its answer
+                if not told:
+                    raise error
         except (OSError, TimeoutError, Refusal) as error:
             event(_log, "load_unknown", level=logging.WARNING, reason=_text(error), relay=_name(server))
             return None
+        event(_log, "load", relay=_name(server), **asdict(told[0]))
+        return told[0]
 
     @contextlib.asynccontextmanager
     async def _connected(
-        self, server: Address
-    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, tuple[str, ...]]]:
+        self, server: Address, act: Callable[[Frame], None]
+    ) -> AsyncIterator[tuple[Control, tuple[str, ...]]]:
         """TLS to a relay, and the certificates for the first frame."""
         context, chain = self._credentials()
+        opening = asyncio.get_running_loop().create_connection(
+            lambda: Control(act), *server, ssl=context, server_hostname=server[0]
+        )
         try:
-            opening = asyncio.open_connection(*server, ssl=context, server_hostname=server[0])
-            reader, writer = await asyncio.wait_for(opening, 20)
+            _, control = await asyncio.wait_for(opening, 20)
         except ssl.SSLCertVerificationError as error:
             raise Refusal("bad_certificate", f"the relay's: {error.verify_message}", not self._published) from None
         try:
-            yield reader, writer, chain
+            yield control, chain
         except ssl.SSLError as error:
             # With TLS 1.3 the relay judges our certificate after we think that the connection stands.
             reason = (error.reason or "").replace("_", " ").lower()
@@ -187,40 +335,25 @@ class Agent:
                 raise Refusal("bad_certificate", f"the relay says: TLS {reason}") from None
             raise
         finally:
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), 2)
+            control.close()
+            await asyncio.wait({control.closed}, timeout=2)
 
     async def _session(self, server: Address) -> None:
         """One control connection, from TCP to its end; returns when it has to be made anew with a renewed proxy."""
         stamp = _stamp(self.settings.proxy)
-        async with self._connected(server) as (reader, writer, chain):
-            connection = Connection(Side.AGENT, time.monotonic())
-            self._control = connection, writer
+        if self.settings.target:
+            self._target = await _numeric(self.settings.target)
+        async with self._connected(server, partial(self._act, server)) as (control, chain):
+            self._control = control
             try:
-                self._say(Register(VERSION, chain, self.settings.pilot, self._lease, self.settings.sources))
+                control.say(Register(VERSION, chain, self.settings.pilot, self._lease, self.settings.sources))
                 while _stamp(self.settings.proxy) in (stamp, None):
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout_at(connection.deadline()):
-                            data = await reader.read(65536)
-                        if not data:
-                            raise ConnectionError("the relay closed the connection")
-                        for frame in connection.receive(data, time.monotonic()):
-                            if isinstance(frame, Registered):
-                                self._registered(frame, server)
-                            else:
-                                self._handle(frame)
-                    writer.write(connection.due(time.monotonic()))
+                    await asyncio.wait({control.ended}, timeout=PROXY_CHECK)
+                    if control.ended.done():
+                        raise control.ended.result()
                 event(_log, "proxy_renewed")
             finally:
                 self._control = None
-
-    def _say(self, frame: Frame) -> None:
-        """Send a frame if it may be sent now (the connection can be lost, or the lease ended, at any moment)."""
-        if self._control is not None:
-            connection, writer = self._control
-            if (connection.state, Side.AGENT, type(frame)) in TRANSITIONS:
-                writer.write(connection.send(frame, time.monotonic()))
 
     def _credentials(self) -> tuple[ssl.SSLContext, tuple[str, ...]]:
         """TLS as it has to be, and the certificates that the relay wants to see again in the first frame."""
@@ -238,11 +371,22 @@ class Agent:
             raise Refusal("bad_certificate", f"{self.settings.proxy}: {_text(error)}", not self._published) from None
         return context, chain
 
-    def _handle(self, frame: Frame) -> None:
+    def _act(self, server: Address, frame: Frame) -> None:
         if isinstance(frame, Refused):
             raise Refusal(frame.code, frame.reason, frame.final)
-        elif isinstance(frame, Open) and self._control is not None:
-            self._spawn(self._serve(frame, self._control[1].get_extra_info("peername")[:2]))
+        elif isinstance(frame, Registered):
+            self._registered(frame, server)
+        elif isinstance(frame, Open) and self._control:
+            if len(self.streams) < STREAMS:
+                Stream(self, frame, self._target or ("127.0.0.1", self._port), self._control.relay)
+            else:
+                self.failed(frame.stream, f"more than {STREAMS} streams")
+
+    def failed(self, stream: int, reason: str) -> None:
+        """Tell the relay that a stream cannot be had."""
+        event(_log, "stream_failed", level=logging.WARNING, stream=stream, reason=reason)
+        if self._control:
+            self._control.say(Failed(stream, reason))
 
     def _registered(self, frame: Registered, server: Address) -> None:
         self._server, self._lease, self._port = server, frame.lease, frame.port
@@ -254,32 +398,6 @@ class Agent:
         )  # fmt: skip
         self._published, self._attempt = True, 0
 
-    async def _serve(self, request: Open, relay: Address) -> None:
-        """One stream: the target first, so that a dead daemon is told apart from a dead relay."""
-        target = self.settings.target or ("127.0.0.1", self._port)
-        inner = outer = None
-        try:
-            if len(self._tasks) > STREAMS:
-                raise OSError(f"more than {STREAMS} streams")
-            inner = await _connect(target)
-            outer = await _connect(relay)
-            await asyncio.get_running_loop().sock_sendall(outer, preface(bytes.fromhex(request.token)))
-        except (OSError, ValueError, TimeoutError) as error:
-            for sock in filter(None, (inner, outer)):
-                reset(sock)
-            event(_log, "stream_failed", level=logging.WARNING, stream=request.stream, reason=_text(error))
-            self._say(Failed(request.stream, _text(error)))
-            return
-        traffic = Traffic(self.traffic)
-        with contextlib.suppress(OSError):
-            await join(outer, inner, traffic)
-        event(_log, "stream", stream=request.stream, peer=request.peer, inward=traffic.inward, outward=traffic.outward)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _forget(self) -> None:
         self._server = self._lease = None
         self.settings.state.unlink(missing_ok=True)
@@ -290,29 +408,10 @@ def _text(error: BaseException) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-async def _connect(address: Address) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    family, where = (socket.AF_INET6 if ":" in address[0] else socket.AF_INET), address
-    if not _numeric(address[0]):  # which takes a thread
-        found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
-        family, where = found[0][0], found[0][4]  # type: ignore[assignment]
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        prepare(sock)
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            await loop.sock_connect(sock, where)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _numeric(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+async def _numeric(address: Address) -> Address:
+    """The address with its host looked up. Raises: OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
+    return str(found[0][4][0]), address[1]
 
 
 def _certificates(pem: str) -> tuple[str, ...]:

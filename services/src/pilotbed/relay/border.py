@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilotbed.relay import Traffic, event, join, prepare, reset
+from pilotbed.relay import Dial, Joint, Traffic, event, reset
 from pilotbed.relay.service import Address, Figure, Networks, Service, command, where
 
 SO_ORIGINAL_DST = 80  # getsockopt(SOL_IP) after a redirect: struct sockaddr_in (linux/netfilter_ipv4.h)
@@ -106,6 +106,48 @@ def original_target(sock: socket.socket) -> tuple[str, int]:
     return socket.inet_ntoa(address), port
 
 
+class Passage:
+    """A connection that is carried, from the dialling of the border's own one on."""
+
+    __slots__ = ("_began", "_border", "_dial", "_inner", "_joint", "_peer", "_target", "_traffic")
+
+    def __init__(self, border: "Border", inner: socket.socket, peer: str, target: tuple[str, int]) -> None:
+        self._border, self._inner, self._peer, self._target = border, inner, peer, target
+        self._traffic, self._began = Traffic(border.traffic), time.monotonic()
+        self._joint: Joint | None = None
+        self._dial = Dial(target, border.config.connect_timeout, self._dialled)
+        border.passages.add(self)
+        self._dial.start()
+
+    def stop(self) -> None:
+        """Reset both sides."""
+        if self._joint:
+            self._joint.cut()
+        else:
+            self._dial.cancel()
+            reset(self._inner)
+        self._ended("stopped")
+
+    def _dialled(self, outer: socket.socket | OSError) -> None:
+        if isinstance(outer, OSError):
+            self._border.passages.remove(self)
+            reset(self._inner)
+            self._border.count("unreachable", outer.strerror or "", peer=self._peer, target=where(self._target))
+            return
+        self._joint = Joint(
+            outer, self._inner, self._traffic,
+            lambda error: self._ended((error.strerror or str(error)) if error else "eof"),
+        )  # fmt: skip
+
+    def _ended(self, end: str) -> None:
+        self._border.passages.remove(self)
+        traffic = self._traffic
+        event(
+            self._border.log, "stream", peer=self._peer, target=where(self._target), inward=traffic.inward,
+            outward=traffic.outward, seconds=f"{time.monotonic() - self._began:.1f}", end=end,
+        )  # fmt: skip
+
+
 class Border(Service):
     """One border.
 
@@ -121,7 +163,7 @@ class Border(Service):
         self.total = 0
         self._sources, self._rules = config.networks(), config.rules()
         self._names: dict[str, frozenset[str]] = {}
-        self._streams: set[asyncio.Task[None]] = set()
+        self.passages: set[Passage] = set()
 
     async def start(self) -> None:
         """Look up the names, listen. Raises: OSError."""
@@ -134,6 +176,8 @@ class Border(Service):
     async def stop(self) -> None:
         """Close everything."""
         self.close_listener()
+        for passage in list(self.passages):
+            passage.stop()
         await super().stop()
         event(self.log, "stopped")
 
@@ -166,8 +210,8 @@ class Border(Service):
             return "not_redirected", "came to the border itself, which would connect to itself for ever"
         if not any(rule.allows(*target, self._names) for rule in self._rules):
             return "target_refused", "no rule allows this target"
-        if len(self._streams) >= self.config.connections:
-            return "overload", f"{len(self._streams)} connections are carried already"
+        if len(self.passages) >= self.config.connections:
+            return "overload", f"{len(self.passages)} connections are carried already"
         return None
 
     def _accepted(self, sock: socket.socket, peer: Address) -> None:
@@ -182,44 +226,14 @@ class Border(Service):
             reset(sock)
             return
         self.total += 1
-        stream = self.spawn(self._carry(sock, where(peer), target))
-        self._streams.add(stream)
-        stream.add_done_callback(self._streams.discard)
-
-    async def _carry(self, inner: socket.socket, peer: str, target: tuple[str, int]) -> None:
-        outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            prepare(outer)
-            async with asyncio.timeout(self.config.connect_timeout):
-                await asyncio.get_running_loop().sock_connect(outer, target)
-        except BaseException as error:
-            outer.close()
-            reset(inner)
-            if not isinstance(error, OSError):  # TimeoutError is one
-                raise
-            reason = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
-            self.count("unreachable", reason, peer=peer, target=where(target))
-            return
-        traffic, began, end = Traffic(self.traffic), time.monotonic(), "eof"
-        try:
-            await join(outer, inner, traffic)
-        except OSError as error:
-            end = error.strerror or str(error)
-        except asyncio.CancelledError:
-            end = "stopped"
-            raise
-        finally:
-            event(
-                self.log, "stream", peer=peer, target=where(target), inward=traffic.inward, outward=traffic.outward,
-                seconds=f"{time.monotonic() - began:.1f}", end=end,
-            )  # fmt: skip
+        Passage(self, sock, where(peer), target)
 
     def status(self) -> dict[str, Any]:
         """What `pilotbed-border status` prints."""
         return {
             "started": int(self.started),
             "targets": list(self.config.targets),
-            "streams": len(self._streams),
+            "streams": len(self.passages),
             "streams_total": self.total,
             "bytes_inward": self.traffic.inward,
             "bytes_outward": self.traffic.outward,
@@ -230,7 +244,7 @@ class Border(Service):
         """What Prometheus gets, beside the refusals."""
         moved = {"inward": self.traffic.inward, "outward": self.traffic.outward}
         return [
-            Figure("streams", "Connections carried", {"": len(self._streams)}),
+            Figure("streams", "Connections carried", {"": len(self.passages)}),
             Figure("streams", "Connections opened", {"": self.total}, counter=True),
             Figure("bytes", "Bytes carried", moved, "direction", counter=True),
         ]

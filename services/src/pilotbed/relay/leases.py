@@ -5,7 +5,8 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from pilotbed.relay.protocol import TOKEN_BYTES, TOKEN_LIFETIME, Refusal, Register
@@ -38,10 +39,13 @@ class Lease:
     sources: Sequence[str] = ()
     lost: float | None = None
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The lease's name in logs and status; of no use to somebody who wants the port."""
         return hashlib.sha256(self.id.encode()).hexdigest()[:10]
+
+
+_KEPT = tuple(field.name for field in fields(Lease) if field.name != "lost")
 
 
 class LeaseBook:
@@ -153,7 +157,7 @@ class LeaseBook:
         self._write(lease)
 
     def _write(self, lease: Lease) -> None:
-        self._text[lease.id] = json.dumps({key: value for key, value in vars(lease).items() if key != "lost"})
+        self._text[lease.id] = json.dumps({name: getattr(lease, name) for name in _KEPT})
 
     def _free_port(self, unusable: Collection[int]) -> int:
         start = self._last - self.ports[0] + 1

@@ -9,7 +9,7 @@ import ipaddress
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -237,7 +237,7 @@ _BY_NAME = {kind.name: kind for kind in FRAMES}
 
 def encode(frame: Frame) -> bytes:
     """The frame's bytes on the wire."""
-    body = json.dumps({"frame": frame.name, **asdict(frame)}, separators=(",", ":")).encode()
+    body = json.dumps({"frame": frame.name, **vars(frame)}, separators=(",", ":")).encode()
     if len(body) > MAX_FRAME:
         raise ValueError(f"{frame.name} frame of {len(body)} bytes is longer than {MAX_FRAME}")
     return struct.pack(">I", len(body)) + body

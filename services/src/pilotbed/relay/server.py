@@ -171,10 +171,10 @@ class Greeting:
     def __init__(self, relay: "Relay", sock: socket.socket, peer: str) -> None:
         self._relay, self._sock, self._peer, self._data = relay, sock, peer, b""
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(PATIENCE, self.refuse, TimeoutError())
-        self._loop.add_reader(sock.fileno(), self._read)
+        self._timer: asyncio.TimerHandle | None = None
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Hear what it says; the first time, it has mostly spoken by now."""
         try:
             if not self._data and self._sock.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
                 self._let_go()
@@ -183,9 +183,11 @@ class Greeting:
             part = self._sock.recv(PREFACE_LENGTH - len(self._data))  # not one byte of the application's
             self._data += part
             if part and len(self._data) < PREFACE_LENGTH and self._data.startswith(PREFACE[: len(self._data)]):
+                self._wait()
                 return
             token = read_preface(self._data)
         except BlockingIOError:
+            self._wait()
             return
         except (Refusal, OSError) as error:
             self.refuse(error)
@@ -203,10 +205,17 @@ class Greeting:
         self._let_go()
         reset(self._sock)
 
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(PATIENCE, self.refuse, TimeoutError())
+            self._loop.add_reader(self._sock.fileno(), self.read)
+            self._relay.greetings[self] = None
+
     def _let_go(self) -> None:
-        self._timer.cancel()
-        self._loop.remove_reader(self._sock.fileno())
-        self._relay.greetings.pop(self, None)
+        if self._timer:
+            self._timer.cancel()
+            self._loop.remove_reader(self._sock.fileno())
+            del self._relay.greetings[self]
 
 
 class Relay(Service):
@@ -314,7 +323,7 @@ class Relay(Service):
                 reset(sock)
                 return
             silent.refuse(refusal)
-        self.greetings[Greeting(self, sock, where(address))] = None
+        Greeting(self, sock, where(address)).read()
 
     async def admit(self, sock: socket.socket, peer: str) -> None:
         """The TLS handshake of an agent."""
@@ -552,6 +561,7 @@ class Relay(Service):
             stream.client, inner, stream.traffic,
             lambda error: self._carried(stream, _reason(error) if error else "eof"),
         )  # fmt: skip
+        stream.joint.pull()  # who connects has mostly spoken by now
 
     def _carried(self, stream: Stream, end: str) -> None:
         self._forget(stream)
