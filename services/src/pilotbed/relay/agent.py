@@ -161,11 +161,10 @@ class Control(asyncio.Protocol):
 class Stream:
     """A stream: the target first, so that a dead daemon is told apart from a dead relay."""
 
-    __slots__ = ("_agent", "_dial", "_inner", "_joint", "_relay", "_request", "_traffic")
+    __slots__ = ("_agent", "_dial", "_inner", "_joint", "_relay", "_request")
 
     def __init__(self, agent: "Agent", request: Open, target: Address, relay: Address) -> None:
         self._agent, self._request, self._relay = agent, request, relay
-        self._traffic = Traffic()
         self._inner: socket.socket | None = None
         self._joint: Joint | None = None
         self._dial = Dial(target, CONNECT_TIMEOUT, self._reached)
@@ -202,18 +201,14 @@ class Stream:
             reset(self._inner)
             self._failed(error)
             return
-        self._joint = Joint(outer, self._inner, self._traffic, self._ended)
+        self._joint = Joint(outer, self._inner, self._agent.traffic, self._ended)
 
     def _failed(self, error: Exception) -> None:
         self._agent.streams.remove(self)
         self._agent.failed(self._request.stream, _text(error))
 
-    def _ended(self, error: OSError | None) -> None:
+    def _ended(self, _: OSError | None) -> None:
         self._agent.streams.remove(self)
-        event(
-            _log, "stream", stream=self._request.stream, peer=self._request.peer, inward=self._traffic.inward,
-            outward=self._traffic.outward, end=_text(error) if error else None,
-        )  # fmt: skip
 
 
 class Agent:
@@ -222,6 +217,7 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.streams: set[Stream] = set()
+        self.traffic = Traffic()
         self._server: Address | None = None  # whose lease it is: no other relay can serve what was published
         self._lease: str | None = None
         self._port = 0

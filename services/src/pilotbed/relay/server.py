@@ -53,6 +53,7 @@ from pilotbed.settings import SettingsError
 from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore, VomsStore
 
 PATIENCE = 10.0  # seconds for a connection to say what it is, and for its TLS handshake
+LOG_DELAY = 0.1  # seconds for which the lines about ended streams are gathered
 RECHECK = 30.0  # seconds between two looks at the certificates of standing leases (revoked meanwhile?)
 TLS_HANDSHAKE = b"\x16"  # first byte of a TLS connection (RFC 8446, 5.1: ContentType handshake)
 
@@ -235,6 +236,7 @@ class Relay(Service):
         self.streams = self.streams_total = 0
         # Who has not said yet what they are, the oldest first.
         self.greetings: dict[Greeting | Control | asyncio.Task[None] | None, None] = {}
+        self._ended_streams: list[tuple[Stream, str, float]] = []  # to be logged: why, and after how many seconds
         self.ended: deque[dict[str, object]] = deque(maxlen=50)
         self._trust = TrustStore(config.ca_directory)
         self._voms = VomsStore(config.voms_directory, self._trust)
@@ -272,6 +274,7 @@ class Relay(Service):
                 self.refuse(control, Refusal("stopping", "the relay stops"), counted=False)
         for port in self.ports.values():
             self._close(port)
+        self._log_streams()
         await super().stop()
         await self._save_later()
         event(self.log, "stopped")
@@ -565,12 +568,19 @@ class Relay(Service):
 
     def _carried(self, stream: Stream, end: str) -> None:
         self._forget(stream)
-        lease, traffic = stream.port.lease, stream.traffic
-        event(
-            self.log, "stream", stream=stream.number, lease=lease.label, pilot=lease.pilot, port=lease.port,
-            peer=stream.peer, inward=traffic.inward, outward=traffic.outward,
-            seconds=f"{asyncio.get_running_loop().time() - stream.began:.1f}", end=end,
-        )  # fmt: skip
+        if not self._ended_streams:
+            asyncio.get_running_loop().call_later(LOG_DELAY, self._log_streams)
+        self._ended_streams.append((stream, end, asyncio.get_running_loop().time() - stream.began))
+
+    def _log_streams(self) -> None:
+        """Log the streams that have ended: some at a time, as each line would keep the next client waiting."""
+        for stream, end, seconds in self._ended_streams:
+            lease, traffic = stream.port.lease, stream.traffic
+            event(
+                self.log, "stream", stream=stream.number, lease=lease.label, pilot=lease.pilot, port=lease.port,
+                peer=stream.peer, inward=traffic.inward, outward=traffic.outward, seconds=f"{seconds:.1f}", end=end,
+            )  # fmt: skip
+        self._ended_streams.clear()
 
     def _expire(self, stream: Stream) -> None:
         code = "no_agent" if stream.token is None else "stream_timeout"

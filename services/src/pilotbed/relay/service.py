@@ -85,20 +85,17 @@ class Listener:
         self._sock.close()
 
     def _accept(self) -> None:
-        for _ in range(64):
-            try:
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    event(self._log, "accept_paused", level=logging.ERROR, reason=error.strerror, port=self.port)
-                    self._loop.remove_reader(self._sock.fileno())
-                    self._pause = self._loop.call_later(1.0, self._resume)
-                    return
-                continue  # the peer has gone before we looked (ECONNABORTED)
-            sock.setblocking(False)
-            self._accepted(sock, address)
+        """Take one: for more the loop calls again, and to learn that there are none costs as much as to take one."""
+        try:
+            sock, address = self._sock.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                event(self._log, "accept_paused", level=logging.ERROR, reason=error.strerror, port=self.port)
+                self._loop.remove_reader(self._sock.fileno())
+                self._pause = self._loop.call_later(1.0, self._resume)
+            return  # or the peer has gone before we looked (ECONNABORTED)
+        sock.setblocking(False)
+        self._accepted(sock, address)
 
     def _resume(self) -> None:
         self._pause = None
