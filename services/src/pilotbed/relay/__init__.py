@@ -43,14 +43,16 @@ class Traffic:
     outward: int = 0
 
     def add_inward(self, count: int) -> None:
-        self.inward += count
-        if self.parent:
-            self.parent.add_inward(count)
+        traffic: Traffic | None = self
+        while traffic:
+            traffic.inward += count
+            traffic = traffic.parent
 
     def add_outward(self, count: int) -> None:
-        self.outward += count
-        if self.parent:
-            self.parent.add_outward(count)
+        traffic: Traffic | None = self
+        while traffic:
+            traffic.outward += count
+            traffic = traffic.parent
 
 
 class Joint:

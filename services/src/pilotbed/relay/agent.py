@@ -24,7 +24,6 @@ from typing import NoReturn, cast
 from pilotbed.relay import Dial, Joint, Traffic, event, log_to_stderr, reset, write_durably
 from pilotbed.relay.protocol import (
     MAX_SOURCES,
-    TRANSITIONS,
     VERSION,
     Connection,
     Failed,
@@ -106,7 +105,7 @@ class Control(asyncio.Protocol):
 
     def say(self, frame: Frame) -> None:
         """Send a frame if it may be sent now (the connection can be lost, or the lease ended, at any moment)."""
-        if self._transport and (self._connection.state, Side.AGENT, type(frame)) in TRANSITIONS:
+        if self._transport and self._connection.may(frame):
             self._transport.write(self._connection.send(frame, self._loop.time()))
             self._watch()
 

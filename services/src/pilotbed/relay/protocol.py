@@ -233,11 +233,12 @@ FRAMES: Mapping[type[Frame], Mapping[str, Check]] = {
     Release: {},
 }
 _BY_NAME = {kind.name: kind for kind in FRAMES}
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode(frame: Frame) -> bytes:
     """The frame's bytes on the wire."""
-    body = json.dumps({"frame": frame.name, **vars(frame)}, separators=(",", ":")).encode()
+    body = _json({"frame": frame.name, **vars(frame)}).encode()
     if len(body) > MAX_FRAME:
         raise ValueError(f"{frame.name} frame of {len(body)} bytes is longer than {MAX_FRAME}")
     return struct.pack(">I", len(body)) + body
@@ -296,11 +297,15 @@ class Decoder:
 
 
 class Side(Enum):
+    __hash__ = object.__hash__  # Enum's own is Python, and there are two of them in every look-up of a transition
+
     AGENT = "agent"
     RELAY = "relay"
 
 
 class State(Enum):
+    __hash__ = object.__hash__
+
     GREETING = "greeting"  # TLS stands; the agent has to register, or to ask
     ASKED = "asked"  # the relay has to say its load
     DECIDING = "deciding"  # the relay has to answer
@@ -367,6 +372,10 @@ class Connection:
                 self.heartbeat = frame.heartbeat
             frames.append(frame)
         return frames
+
+    def may(self, frame: Frame) -> bool:
+        """Whether this side may say that now."""
+        return (self.state, self.side, type(frame)) in TRANSITIONS
 
     def send(self, frame: Frame, now: float) -> bytes:
         """The bytes to write for `frame`.

@@ -29,7 +29,6 @@ from pilotbed.relay.protocol import (
     PREFACE_LENGTH,
     REFUSALS,
     TOKEN_LIFETIME,
-    TRANSITIONS,
     Connection,
     Failed,
     Frame,
@@ -94,7 +93,7 @@ class Control:
 
     def say(self, frame: Frame) -> None:
         """Send a frame if it may be sent now."""
-        if (self.connection.state, Side.RELAY, type(frame)) in TRANSITIONS:
+        if self.connection.may(frame):
             self._tls.write(self.connection.send(frame, self._loop.time()))
 
     def close(self) -> None:
@@ -529,9 +528,9 @@ class Relay(Service):
         port.total += 1
         stream = Stream(self.streams_total, port, client, peer, loop.time(), Traffic(port.traffic))
         port.streams[stream.number] = stream
-        stream.timer = loop.call_later(TOKEN_LIFETIME, self._expire, stream)
         if port.served:
             self._ask(stream)
+        stream.timer = loop.call_later(TOKEN_LIFETIME, self._expire, stream)
 
     def _unwelcome(self, port: Port, host: str) -> tuple[str, str] | None:
         if port.sources and host not in port.sources:
