@@ -303,14 +303,28 @@ class Haproxy(Way):
     name = "haproxy"
 
     def start(self) -> list[Process]:
-        config = WORK / "haproxy.cfg"
+        return [self.haproxy("relay", f"{ADDRESSES['worker']}:{SERVICE_PORT}")]
+
+    def haproxy(self, machine: str, target: str) -> Process:
+        """Start one on a machine, in front of ``target``."""
+        config = WORK / f"haproxy-{machine}.cfg"
         config.write_text(
             "global\n  maxconn 4000\n"
             "defaults\n  mode tcp\n  option splice-auto\n"
             "  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
-            f"listen way\n  bind {self.host}:{self.port}\n  server worker {ADDRESSES['worker']}:{SERVICE_PORT}\n"
+            f"listen way\n  bind {ADDRESSES[machine]}:{self.port}\n  server next {target}\n"
         )
-        return [self.run("relay", "haproxy", "haproxy", "-db", "-f", config)]
+        return self.run(machine, f"haproxy-{machine}", "haproxy", "-db", "-f", config)
+
+
+class TwoHops(Haproxy):
+    """One haproxy at the relay and one in the agent's place: what a reversed connection has to pay at least."""
+
+    name = "haproxy, two hops"
+
+    def start(self) -> list[Process]:
+        inner = self.haproxy("worker", f"127.0.0.1:{SERVICE_PORT}")
+        return [self.haproxy("relay", f"{ADDRESSES['worker']}:{self.port}"), inner]
 
 
 class Socat(Way):
@@ -411,7 +425,7 @@ class Relay(Way):
         self.swarm().ask(count)
 
 
-WAYS: tuple[type[Way], ...] = (Direct, Haproxy, Socat, SshR, Relay)
+WAYS: tuple[type[Way], ...] = (Direct, Haproxy, TwoHops, Socat, SshR, Relay)
 
 
 # -- measurements

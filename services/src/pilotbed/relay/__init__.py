@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PIPE_BYTES = 256 * 1024  # what one direction of a busy stream may hold here; an idle one holds nothing
-_SPARE_PIPES = 64
+_PIPE_BYTES = 1 << 20  # of a big pipe, as users may have it; what a direction holds there waits for its reader
+_BIG_PIPES = 32  # half of what Linux lets a user have (pipe-user-pages-soft, pipe(7)); others have 64 kB
 _TURN = 1 << 20  # bytes that a stream may move before others have their turn
 _SMALL = 64 * 1024  # bytes: after less than this a socket is empty, and need not be asked again
 
@@ -219,9 +219,10 @@ class _Splice(_Direction):
     def _free(self) -> None:
         if self._pipe is None:
             return
-        if self._left == 0 and len(_spare) < _SPARE_PIPES:
+        if self._left == 0 and self._pipe[0] in _big:
             _spare.append(self._pipe)
         else:
+            _big.discard(self._pipe[0])
             os.close(self._pipe[0])
             os.close(self._pipe[1])
         self._pipe = None
@@ -237,7 +238,7 @@ class _Copy(_Direction):
         super().__init__(*arguments)
 
     def _fill(self) -> int:
-        self._data = self._source.recv(_PIPE_BYTES)
+        self._data = self._source.recv(_SMALL)
         return len(self._data)
 
     def _empty(self) -> int:
@@ -337,13 +338,16 @@ def splice_works() -> bool:
         os.close(write)
 
 
-_spare: list[tuple[int, int]] = []  # empty pipes
+_big: set[int] = set()  # the reading ends of the big pipes
+_spare: list[tuple[int, int]] = []  # those that are empty
 
 
 def _make_pipe() -> tuple[int, int]:
     pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):  # past the user's soft limit pipes stay small, which is slower but works
-        fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    if len(_big) < _BIG_PIPES:  # who does not read keeps one: small pipes are slower, but work
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            _big.add(pipe[0])
     return pipe
 
 
