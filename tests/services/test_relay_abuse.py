@@ -86,8 +86,8 @@ def attributed(bed, fqan=ROLE, **options):
     return pki.with_attributes(bed.pilot, bed.vo.attribute_certificate(bed.pilot, fqan, **options))
 
 
-@pytest.fixture
-def traffic(bed):
+@pytest.fixture(params=[RATE])
+def traffic(bed, request):
     """A relay with legitimate traffic; gives the bytes that the relay has carried of it."""
     bed.start_relay()
     with contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ def traffic(bed):
 
         sink = int(run(SINK).stdout.readline())
         bed.start_agent(port=sink, proxy=bed.pilots_proxy)
-        run(PUMP, bed.registered()["port"], RATE)
+        bed.pump = run(PUMP, bed.registered()["port"], request.param)
         carried = lambda: bed.lease()["bytes_inward"]  # noqa: E731
         eventually(lambda: carried() > RATE / 10)
         yield carried
@@ -253,6 +253,50 @@ def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, 
     assert [lease["pilot"] for lease in bed.status()["leases"]] == ["agent"]
     assert kept >= 0.8
     assert "event=fault" not in bed.relay.text()
+
+
+KNOCKER = """
+import socket, sys
+hello = bytes.fromhex(sys.argv[2])
+while True:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as sock:
+        sock.sendall(hello)
+        sock.recv(1)
+"""
+
+
+def client_hello():
+    """The first flight of a client."""
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("traffic", [10**12], indirect=True)
+def test_handshakes_give_way_to_traffic_at_full_speed(bed, traffic):
+    """Sixteen who have the relay answer one hello after another.
+
+    What is counted is whom it answers: throughput as such depends on who else computes on this machine.
+    """
+    command = [sys.executable, "-c", KNOCKER, str(bed.control), client_hello().hex()]
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
+        eventually(lambda: bed.refused("lost") >= 16)
+
+        def answered(pump):
+            bed.pump.send_signal(pump)
+            began, before, moved = time.monotonic(), bed.refused("lost"), traffic()
+            time.sleep(1.0)
+            seconds = time.monotonic() - began
+            return (bed.refused("lost") - before) / seconds, (traffic() - moved) / seconds
+
+        rounds = [(answered(signal.SIGSTOP), answered(signal.SIGCONT)) for _ in range(3)]
+    print(f"answers and bytes a second, without traffic and with it: {rounds}")
+    assert statistics.median(beside / alone for (alone, _), (beside, _) in rounds) < 0.2
+    assert min(moved for _, (_, moved) in rounds) > 2 * RATE
 
 
 def test_strangers_on_a_dedicated_port(bed, traffic):

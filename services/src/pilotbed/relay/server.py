@@ -6,6 +6,7 @@ Decisions are made elsewhere: `protocol` (what may be said), `leases` (who gets 
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import logging
 import socket
@@ -52,9 +53,39 @@ from pilotbed.settings import SettingsError
 from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore, VomsStore
 
 PATIENCE = 10.0  # seconds for a connection to say what it is, and for its TLS handshake
+SHARE = 0.1  # of the time for handshakes and certificates of agents, while
+FLOW = 256 * 1024  # bytes or more were carried since the last one
 LOG_DELAY = 0.1  # seconds for which the lines about ended streams are gathered
 RECHECK = 30.0  # seconds between two looks at the certificates of standing leases (revoked meanwhile?)
 TLS_HANDSHAKE = b"\x16"  # first byte of a TLS connection (RFC 8446, 5.1: ContentType handshake)
+
+
+class Pace:
+    """Turns for what holds the loop up: one at a time, and while bytes flow, only `SHARE` of the time.
+
+    Without it, whoever attempts TLS handshakes as fast as they can, for which nobody needs a certificate, would take
+    the loop from the streams: milliseconds each, in which others carry megabytes.
+
+    Args:
+        traffic: of all streams.
+    """
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic, self._moved, self._began = traffic, 0, 0.0
+        self._lock = asyncio.Lock()  # first come, first served
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+        self._began = asyncio.get_running_loop().time()
+
+    async def __aexit__(self, *exception: object) -> None:
+        moved, before = self._traffic.inward + self._traffic.outward, self._moved
+        self._moved = moved
+        if moved - before < FLOW:
+            self._lock.release()
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later((loop.time() - self._began) * (1 / SHARE - 1), self._lock.release)
 
 
 class Control:
@@ -232,6 +263,7 @@ class Relay(Service):
         self.ports: dict[str, Port] = {}  # by lease id
         self.tokens: TokenBook[Stream] = TokenBook()
         self.traffic = Traffic()
+        self._pace = Pace(self.traffic)
         self.streams = self.streams_total = 0
         # Who has not said yet what they are, the oldest first.
         self.greetings: dict[Greeting | Control | asyncio.Task[None] | None, None] = {}
@@ -336,7 +368,7 @@ class Relay(Service):
             tls = TlsSocket(sock, self._context())
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await tls.handshake()
+                    await tls.handshake(self._pace)
             except BaseException:
                 self.spawn(tls.close(), last=True)
                 raise
@@ -359,7 +391,8 @@ class Relay(Service):
             context.num_tickets = 0  # a resumed session would skip the verification of the certificate
             # OpenSSL keeps the peer's key share as long as the connection: of the hybrid with ML-KEM, 6 kB an agent.
             # What passes here is of no use to somebody who can decrypt it in ten years.
-            context.set_ecdh_curve("X25519")
+            with contextlib.suppress(ssl.SSLError):  # Python 3.11 knows NIST's curves only: it does without
+                context.set_ecdh_curve("X25519")
             context.verify_mode = ssl.CERT_REQUIRED
             context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
             context.load_cert_chain(config.certificate, config.key)
@@ -387,11 +420,15 @@ class Relay(Service):
                 self._drop(stream, "target", f"the agent says: {frame.reason}")
 
     async def _register(self, frame: Register, control: Control) -> None:
-        if control.closed:
-            return
         try:
-            chain = self._identify(frame, control)
-            port = self._lease(frame, chain, self._authorize(chain))
+            async with self._pace:
+                if control.closed:
+                    return
+                chain = self._identify(frame, control)
+                fqan = self._authorize(chain)
+            if control.closed:
+                return
+            port = self._lease(frame, chain, fqan)
             lease, again = port.lease, frame.lease is not None
             before, control.port, port.control, port.holder = port.control, port, control, self._holder(chain)
             if before:

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from pilotbed.relay import readable, writable
 
@@ -32,11 +33,12 @@ class TlsSocket:
         self._unsent = b""
         self.closing = False
 
-    async def handshake(self) -> None:
-        """Raises: OSError (ssl.SSLError with the reason), after the peer was told by an alert."""
+    async def handshake(self, turn: AbstractAsyncContextManager[object]) -> None:
+        """Do it, each step within a `turn`. Raises: OSError (ssl.SSLError with the reason), after the peer's alert."""
         while True:
             try:
-                self._sock.do_handshake()
+                async with turn:
+                    self._sock.do_handshake()
                 return
             except ssl.SSLWantReadError:
                 await readable(self._sock)
