@@ -7,6 +7,7 @@
 import base64
 import contextlib
 import datetime as dt
+import fcntl
 import json
 import os
 import signal
@@ -56,12 +57,15 @@ def free_ports(count):
 
 
 class Process:
-    """A program with its log in a file."""
+    """A program with its log in a file; `descriptors` and `environment` are its own, too."""
 
-    def __init__(self, log, *command):
+    def __init__(self, log, *command, descriptors=(), environment=None):
         self.log = log
         with log.open("ab") as file:
-            self.popen = subprocess.Popen([sys.executable, *map(str, command)], stdout=file, stderr=file)
+            self.popen = subprocess.Popen(
+                [sys.executable, *map(str, command)], stdout=file, stderr=file,
+                pass_fds=descriptors, env=os.environ | (environment or {}),
+            )  # fmt: skip
 
     def text(self):
         return self.log.read_text()
@@ -75,6 +79,55 @@ class Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.popen.wait(15)
         raise AssertionError(f"still running\n{self.text()}")
+
+
+class Manager:
+    """Does for a relay what systemd does: keeps its descriptors, and gives them to the next process.
+
+    See sd_pid_notify_with_fds(3), sd_listen_fds_with_names(3), FileDescriptorStoreMax= in systemd.service(5).
+    """
+
+    #: Run in the relay's process first: the descriptors that were passed become 3, 4, …
+    RECEIVE = (
+        "import os; given = [int(word) for word in os.environ.pop('GIVEN').split()];"
+        "[(os.dup2(each, 3 + number), os.close(each)) for number, each in enumerate(given)];"
+        "os.environ['LISTEN_PID'] = str(os.getpid());"
+    )
+
+    def __init__(self, directory, room=600):
+        self.path, self.room, self.kept = directory / "notify.sock", room, []
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(self.path))
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    def _hear(self):
+        with contextlib.suppress(OSError):
+            while True:
+                data, descriptors, _, _ = socket.recv_fds(self.sock, 4096, 253)
+                said = dict(line.split("=", 1) for line in data.decode().splitlines())
+                if "FDSTORE" in said:
+                    self.kept += [(said["FDNAME"], fcntl.fcntl(each, fcntl.F_DUPFD, 100)) for each in descriptors]
+                elif "FDSTOREREMOVE" in said:
+                    gone = [entry for entry in self.kept if entry[0] == said["FDNAME"]]
+                    self.kept = [entry for entry in self.kept if entry not in gone]
+                    descriptors = [each for _, each in gone]
+                for each in descriptors:
+                    os.close(each)
+
+    def gives(self):
+        """What Process needs for the next relay."""
+        names, descriptors = zip(*reversed(self.kept), strict=True) if self.kept else ((), ())
+        environment = {
+            "NOTIFY_SOCKET": str(self.path), "FDSTORE": str(self.room), "GIVEN": " ".join(map(str, descriptors)),
+        }  # fmt: skip
+        if names:
+            environment |= {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}
+        return {"descriptors": descriptors, "environment": environment}
+
+    def close(self):
+        self.sock.close()
+        for _, descriptor in self.kept:
+            os.close(descriptor)
 
 
 class Bed:
@@ -97,6 +150,7 @@ class Bed:
         }  # fmt: skip
         self.agents = []
         self.relay = None
+        self.manager = None
         self.sockets = contextlib.ExitStack()
         # What the pilot stages, and nothing else; it runs without site-packages (-S), so standard library only.
         staged = directory / "staged" / "pilotbed"
@@ -109,8 +163,9 @@ class Bed:
         # JSON's texts, numbers and lists are TOML's too.
         file = self.directory / "relay.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
-        launch = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay.server import main;"
-        self.relay = Process(self.directory / "relay.log", "-c", launch + "sys.exit(main())", "--config", file)
+        launch, given = (self.manager.RECEIVE, self.manager.gives()) if self.manager else ("", {})
+        launch += f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay.server import main;"
+        self.relay = Process(self.directory / "relay.log", "-c", launch + "sys.exit(main())", "--config", file, **given)
         eventually(lambda: self.relay.popen.poll() is not None or self.status(), evidence=self.relay.text)
         assert self.relay.popen.poll() is None, self.relay.text()
 
@@ -166,6 +221,8 @@ class Bed:
         self.sockets.close()
         for process in [*self.agents, *filter(None, [self.relay])]:
             process.end(signal.SIGKILL)
+        if self.manager:
+            self.manager.close()
 
 
 class Target:

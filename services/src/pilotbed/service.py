@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,33 @@ def write_status(path: Path, status: Mapping[str, Any]) -> None:
     write_file(path, json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
 
 
-def notify(state: str) -> None:
-    """Tell systemd ``state`` (``READY=1``, ``WATCHDOG=1``); nothing happens elsewhere (sd_notify(3))."""
+def notify(state: str, descriptors: Sequence[int] = ()) -> None:
+    """Tell systemd ``state`` (``READY=1``, ``WATCHDOG=1``) and hand it descriptors; nothing happens elsewhere.
+
+    See sd_notify(3), sd_pid_notify_with_fds(3).
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
-        notices.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        # Connected, because send_fds of Python 3.11 takes no notice of an address.
+        notices.connect("\0" + address[1:] if address.startswith("@") else address)
+        if descriptors:
+            socket.send_fds(notices, [state.encode()], descriptors)
+        else:
+            notices.send(state.encode())
+
+
+def inherited() -> dict[str, list[int]]:
+    """Return the descriptors that systemd gave this process, by their names; once (sd_listen_fds_with_names(3))."""
+    given = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
+    found: dict[str, list[int]] = {}
+    if given["LISTEN_PID"] == str(os.getpid()) and given["LISTEN_FDS"]:
+        names = given["LISTEN_FDNAMES"].split(":")
+        for descriptor, name in zip(range(3, 3 + int(given["LISTEN_FDS"])), names, strict=True):
+            os.set_inheritable(descriptor, False)
+            found.setdefault(name, []).append(descriptor)
+    return found
 
 
 def run_loop(turn: Callable[[], None], delay: float, expected: tuple[type[Exception], ...]) -> None:

@@ -17,6 +17,7 @@ import secrets
 import socket
 import struct
 import sys
+import termios
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Joint:
         traffic: counts.
         ended: called once, with None or with what broke the connection.
         splice: whether the kernel moves the bytes (splice(2)) or Python copies them; None: the kernel if it can.
+        pipes: those of an earlier joint of these sockets, which goes on here (see `own_pipes`).
     """
 
     __slots__ = ("_directions", "_ended", "inner", "loop", "outer")
@@ -78,14 +80,37 @@ class Joint:
         ended: Callable[[OSError | None], None],
         *,
         splice: bool | None = None,
+        pipes: "tuple[Pipe | None, Pipe | None] | None" = None,
     ) -> None:
         self.outer, self.inner, self._ended = outer, inner, ended
         self.loop = asyncio.get_running_loop()
+        ways = (outer, inner, traffic.add_inward), (inner, outer, traffic.add_outward)
+        if pipes:
+            self._directions: list[_Direction] = [
+                _Splice(self, *way, pipe) for way, pipe in zip(ways, pipes, strict=True) if pipe
+            ]
+            return
         kind = _Splice if (splice_works() if splice is None else splice) else _Copy
-        self._directions: list[_Direction] = [
-            kind(self, outer, inner, traffic.add_inward),
-            kind(self, inner, outer, traffic.add_outward),
-        ]
+        self._directions = [kind(self, *way) for way in ways]
+
+    def own_pipes(self) -> "tuple[Pipe | None, Pipe | None]":
+        """Have each direction keep one pipe from now on; return both, None for one that has ended or has no pipe.
+
+        Whatever is under way is then in the kernel, in a socket or in a pipe: another process that has them can go on.
+        """
+        found: list[Pipe | None] = [None, None]
+        for direction in self._directions:
+            if isinstance(direction, _Splice):
+                found[direction.sink is self.outer] = direction.own()
+        return found[0], found[1]
+
+    def leave(self) -> None:
+        """Let go of sockets and pipes that somebody else has, too; where nobody goes on, their end is a reset."""
+        for direction in self._directions:
+            direction.stop()
+        self._directions.clear()
+        reset(self.outer)
+        reset(self.inner)
 
     def pull(self) -> None:
         """Carry at once what came on `outer` before there was a joint, rather than at the loop's next turn."""
@@ -164,7 +189,7 @@ class _Direction(ABC):
             while moved == 0 or (count >= _SMALL and moved < _TURN):
                 count = self._left = self._fill()
                 if not count:
-                    self._unwatch()
+                    self.stop()
                     self._joint.done(self)
                     return
                 moved += count
@@ -199,17 +224,36 @@ class _Direction(ABC):
 
 
 class _Splice(_Direction):
-    """The kernel moves the bytes through a pipe, which is held only while there are bytes in it."""
+    """The kernel moves the bytes through a pipe, which is held only while there are bytes in it, unless it is owned."""
 
-    __slots__ = ("_pipe",)
+    __slots__ = ("_owned", "_pipe")
 
-    def __init__(self, *arguments: Any) -> None:
-        self._pipe: tuple[int, int] | None = None
-        super().__init__(*arguments)
+    def __init__(
+        self, joint: Joint, source: socket.socket, sink: socket.socket, count: Callable[[int], None],
+        pipe: "Pipe | None" = None,
+    ) -> None:  # fmt: skip
+        self._pipe = pipe
+        self._owned = pipe is not None
+        super().__init__(joint, source, sink, count)
+        if pipe and (left := _filled(pipe)):
+            self._left = left
+            self._unwatch()
+            self._watch(reading=False)
+
+    def own(self) -> "Pipe":
+        """Keep one pipe from now on: the big ones are for who is busy."""
+        self._owned = True
+        self._pipe = self._pipe or _take_pipe(big=False)
+        return self._pipe
+
+    def stop(self) -> None:
+        pipe, self._pipe = (self._pipe, None) if self._owned else (None, self._pipe)
+        super().stop()
+        if pipe:  # and never give it to another stream: somebody else may have it, too
+            _close_pipe(pipe)
 
     def _fill(self) -> int:
-        if self._pipe is None:
-            self._pipe = _spare.pop() if _spare else _make_pipe()
+        self._pipe = self._pipe or _take_pipe()
         return os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
 
     def _empty(self) -> int:
@@ -217,14 +261,12 @@ class _Splice(_Direction):
         return os.splice(self._pipe[0], self.sink.fileno(), self._left)
 
     def _free(self) -> None:
-        if self._pipe is None:
+        if self._pipe is None or self._owned:
             return
         if self._left == 0 and self._pipe[0] in _big:
             _spare.append(self._pipe)
         else:
-            _big.discard(self._pipe[0])
-            os.close(self._pipe[0])
-            os.close(self._pipe[1])
+            _close_pipe(self._pipe)
         self._pipe = None
 
 
@@ -309,6 +351,12 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def unreset(sock: socket.socket) -> None:
+    """Undo what `reset` set on a socket that somebody else had, too; it does not block."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+
+
 def prepare(sock: socket.socket) -> None:
     """What every carried socket gets: no delay, and keep-alives that find a dead peer (or lost NAT entry) in 2 min."""
     sock.setblocking(False)
@@ -338,17 +386,32 @@ def splice_works() -> bool:
         os.close(write)
 
 
+Pipe = tuple[int, int]  # where one reads, and where one writes
+
 _big: set[int] = set()  # the reading ends of the big pipes
-_spare: list[tuple[int, int]] = []  # those that are empty
+_spare: list[Pipe] = []  # those that are empty
 
 
-def _make_pipe() -> tuple[int, int]:
+def _filled(pipe: Pipe) -> int:
+    """How many bytes are in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe[0], termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _take_pipe(*, big: bool = True) -> Pipe:
+    if _spare and big:
+        return _spare.pop()
     pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    if len(_big) < _BIG_PIPES:  # who does not read keeps one: small pipes are slower, but work
+    if big and len(_big) < _BIG_PIPES:  # who does not read keeps one: small pipes are slower, but work
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             _big.add(pipe[0])
     return pipe
+
+
+def _close_pipe(pipe: Pipe) -> None:
+    _big.discard(pipe[0])
+    os.close(pipe[0])
+    os.close(pipe[1])
 
 
 async def readable(sock: socket.socket) -> None:

@@ -22,8 +22,9 @@ from weakref import WeakValueDictionary
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pilotbed.relay import Joint, Traffic, event, reset, write_durably
+from pilotbed.relay import Joint, Pipe, Traffic, event, reset, unreset, write_durably
 from pilotbed.relay.config import Config
+from pilotbed.relay.keep import Keeper
 from pilotbed.relay.leases import Lease, LeaseBook, TokenBook
 from pilotbed.relay.protocol import (
     PREFACE,
@@ -55,6 +56,7 @@ from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore, VomsS
 PATIENCE = 10.0  # seconds for a connection to say what it is, and for its TLS handshake
 SHARE = 0.1  # of the time for handshakes and certificates of agents, while
 FLOW = 256 * 1024  # bytes or more were carried since the last one
+KEEP_AFTER = 2.0  # seconds after which a stream is one of those that systemd keeps: handing it over costs 0.2 ms
 LOG_DELAY = 0.1  # seconds for which the lines about ended streams are gathered
 RECHECK = 30.0  # seconds between two looks at the certificates of standing leases (revoked meanwhile?)
 TLS_HANDSHAKE = b"\x16"  # first byte of a TLS connection (RFC 8446, 5.1: ContentType handshake)
@@ -173,6 +175,7 @@ class Stream:
     token: bytes | None = None
     timer: asyncio.TimerHandle | None = None
     joint: Joint | None = None
+    kept: str = ""  # its name with systemd
 
 
 @dataclass(eq=False, slots=True)
@@ -267,6 +270,7 @@ class Relay(Service):
         self.streams = self.streams_total = 0
         # Who has not said yet what they are, the oldest first.
         self.greetings: dict[Greeting | Control | asyncio.Task[None] | None, None] = {}
+        self._keeper = Keeper()
         self._ended_streams: list[tuple[Stream, str, float]] = []  # to be logged: why, and after how many seconds
         self.ended: deque[dict[str, object]] = deque(maxlen=50)
         self._trust = TrustStore(config.ca_directory)
@@ -287,6 +291,7 @@ class Relay(Service):
         """
         self._context()
         self._restore()
+        self._adopt()
         self.listen((self.config.address, self.config.port), self._greet)
         await super().start()
         self.spawn(self._watch_leases())
@@ -294,7 +299,7 @@ class Relay(Service):
         event(self.log, "started", address=self.config.address, port=self.port, leases=len(self.ports))
 
     async def stop(self) -> None:
-        """Tell the agents to come back, and close everything; leases stay on disk."""
+        """Tell the agents to come back, and close everything; leases stay on disk, and kept streams with systemd."""
         self.close_listener()
         for greeting in list(self.greetings):
             if isinstance(greeting, Greeting):
@@ -304,6 +309,11 @@ class Relay(Service):
             if isinstance(control, Control):
                 self.refuse(control, Refusal("stopping", "the relay stops"), counted=False)
         for port in self.ports.values():
+            for stream in list(port.streams.values()):
+                if stream.kept and stream.joint:
+                    stream.joint.leave()
+                    stream.kept = ""
+                    self._forget(stream)
             self._close(port)
         self._log_streams()
         await super().stop()
@@ -328,6 +338,28 @@ class Relay(Service):
                 self._listen(port)
             except OSError as error:  # tried again when the agent comes back
                 event(self.log, "port_busy", level=logging.ERROR, port=lease.port, reason=error.strerror)
+
+    def _adopt(self) -> None:
+        """Go on with the streams of an earlier process."""
+        ports = {port.lease.port: port for port in self.ports.values()}
+        for kept in self._keeper.kept():
+            try:
+                sockets = {sock.getsockname()[1]: sock for sock in kept.sockets}
+                port = next(ports[number] for number in sockets if number in ports)
+                outer = sockets.pop(port.lease.port)
+                (inner,) = sockets.values()
+                peer = where(outer.getpeername())
+                for sock in (outer, inner):
+                    unreset(sock)
+            except (OSError, StopIteration, ValueError):  # its lease or its peer has gone
+                kept.close()
+                self._keeper.drop(kept.name)
+                continue
+            stream = self._stream(port, outer, peer)
+            stream.kept = kept.name
+            self._carry(stream, inner, (kept.pipes[0], kept.pipes[1]))
+        if self.streams:
+            event(self.log, "streams_adopted", streams=self.streams)
 
     async def _save(self) -> None:
         """Return when every change made until now is on disk; changes that come meanwhile share the next write."""
@@ -562,15 +594,19 @@ class Relay(Service):
             self.count(*refused, peer=peer, dn=lease.dn)
             reset(client)
             return
-        loop = asyncio.get_running_loop()
+        stream = self._stream(port, client, peer)
+        if port.served:
+            self._ask(stream)
+        stream.timer = asyncio.get_running_loop().call_later(TOKEN_LIFETIME, self._expire, stream)
+
+    def _stream(self, port: Port, client: socket.socket, peer: str) -> Stream:
         self.streams += 1
         self.streams_total += 1
         port.total += 1
-        stream = Stream(self.streams_total, port, client, peer, loop.time(), Traffic(port.traffic))
+        now = asyncio.get_running_loop().time()
+        stream = Stream(self.streams_total, port, client, peer, now, Traffic(port.traffic))
         port.streams[stream.number] = stream
-        if port.served:
-            self._ask(stream)
-        stream.timer = loop.call_later(TOKEN_LIFETIME, self._expire, stream)
+        return stream
 
     def _unwelcome(self, port: Port, host: str) -> tuple[str, str] | None:
         if port.sources and host not in port.sources:
@@ -597,13 +633,25 @@ class Relay(Service):
             return
         if stream.timer:
             stream.timer.cancel()
-        stream.token = stream.timer = None
+        stream.token = None
         stream.began = asyncio.get_running_loop().time()
+        stream.timer = asyncio.get_running_loop().call_later(KEEP_AFTER, self._keep, stream)
+        self._carry(stream, inner).pull()  # who connects has mostly spoken by now
+
+    def _carry(
+        self, stream: Stream, inner: socket.socket, pipes: tuple[Pipe | None, Pipe | None] | None = None
+    ) -> Joint:
         stream.joint = Joint(
             stream.client, inner, stream.traffic,
-            lambda error: self._carried(stream, _reason(error) if error else "eof"),
+            lambda error: self._carried(stream, _reason(error) if error else "eof"), pipes=pipes,
         )  # fmt: skip
-        stream.joint.pull()  # who connects has mostly spoken by now
+        return stream.joint
+
+    def _keep(self, stream: Stream) -> None:
+        """A stream that has lasted so long is not to end with this process."""
+        assert stream.joint is not None
+        stream.timer = None
+        stream.kept = self._keeper.keep(stream.joint)
 
     def _carried(self, stream: Stream, end: str) -> None:
         self._forget(stream)
@@ -639,6 +687,8 @@ class Relay(Service):
             self.streams -= 1
         if stream.timer:
             stream.timer.cancel()
+        if stream.kept:
+            self._keeper.drop(stream.kept)
 
     # -- refusals
 

@@ -1,0 +1,171 @@
+"""Streams that outlive the relay's process: the manager of these tests does what systemd does (relaybed.Manager)."""
+
+import hashlib
+import os
+import signal
+import socket
+import threading
+
+import pytest
+from relaybed import Manager, Target, drain, echo, eventually
+
+LENGTH = 64 << 20
+
+
+@pytest.fixture
+def kept(bed):
+    """A bed whose relay has its long streams kept."""
+    bed.manager = Manager(bed.directory)
+    return bed
+
+
+def said(sock, data):
+    """What comes back for some bytes."""
+    sock.sendall(data)
+    answer = b""
+    while len(answer) < len(data):
+        part = sock.recv(len(data) - len(answer))
+        assert part, "the stream ended"
+        answer += part
+    return answer
+
+
+def is_kept(bed, streams=1):
+    eventually(lambda: len(bed.manager.kept) == 6 * streams, evidence=bed.relay.text)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "restarted"])
+def test_stream_goes_on_after_the_relay(kept, end):
+    kept.start_relay()
+    kept.start_agent(Target(echo))
+    kept.registered()
+    client = kept.connect()
+    assert said(client, b"before") == b"before"
+    is_kept(kept)
+    kept.relay.end(end)
+    client.sendall(b"mean")  # the kernel takes it
+    kept.start_relay()
+    assert client.recv(4) == b"mean"
+    assert said(client, b"after") == b"after"
+    assert kept.status()["streams"] == 1
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    eventually(lambda: kept.manager.kept == [], evidence=kept.relay.text)
+    assert kept.status()["streams"] == 0
+
+
+def test_control_without_a_manager_the_stream_ends_with_the_relay(bed):
+    bed.start_relay()
+    bed.start_agent(Target(echo))
+    bed.registered()
+    client = bed.connect()
+    assert said(client, b"before") == b"before"
+    bed.relay.end(signal.SIGKILL)
+    with pytest.raises((ConnectionResetError, AssertionError)):
+        said(client, b"after")
+
+
+def test_short_streams_are_not_kept(kept):
+    """Handing a stream over costs more than most of them need in all."""
+    kept.start_relay()
+    kept.start_agent(Target(echo))
+    kept.registered()
+    with kept.connect() as client:
+        assert said(client, b"short") == b"short"
+    eventually(lambda: kept.status()["streams"] == 0)
+    assert kept.manager.kept == []
+
+
+def test_no_more_are_kept_than_there_is_room_for(bed):
+    bed.manager = Manager(bed.directory, room=2 * 6 + 5)
+    bed.start_relay()
+    bed.start_agent(Target(echo))
+    bed.registered()
+    clients = [bed.connect() for _ in range(3)]
+    assert [said(client, b"x") for client in clients] == [b"x"] * 3
+    is_kept(bed, 2)
+    clients[0].close()
+    clients[1].close()
+    clients[2].close()
+    eventually(lambda: bed.manager.kept == [])
+    again = bed.connect()
+    assert said(again, b"y") == b"y"
+    is_kept(bed, 1)
+
+
+def test_nothing_is_lost_or_repeated_when_killed_in_mid_transfer(kept):
+    """Again and again, in both directions at once, while neither side reads as fast as the other writes."""
+    kept.start_relay()
+    received = {}
+
+    def swap(sock):
+        """A daemon that sends as much as it is sent, at the same time."""
+        sender = threading.Thread(target=send, args=(sock, "daemon"))
+        sender.start()
+        received["daemon"] = hashlib.sha256(drain(sock)).hexdigest()
+        sender.join()
+
+    sent = {}
+
+    def send(sock, name):
+        digest = hashlib.sha256()
+        for _ in range(LENGTH // (1 << 20)):
+            block = os.urandom(1 << 20)
+            digest.update(block)
+            sock.sendall(block)
+            gate.wait()
+        sent[name] = digest.hexdigest()
+        sock.shutdown(socket.SHUT_WR)
+
+    gate = threading.Event()
+    kept.start_agent(Target(swap))
+    kept.registered()
+    client = kept.connect()
+    client.settimeout(60)
+    sender = threading.Thread(target=send, args=(client, "client"))
+    sender.start()
+    is_kept(kept)  # until then each side has sent one block
+    gate.set()
+    result = {}
+    reader = threading.Thread(target=lambda: result.update(client=hashlib.sha256(drain(client)).hexdigest()))
+    reader.start()
+    for _ in range(4):
+        before = kept.status()["bytes_inward"]
+        eventually(lambda before=before: kept.status()["bytes_inward"] > before or not reader.is_alive())
+        kept.relay.end(signal.SIGKILL)
+        kept.start_relay()
+    reader.join(60)
+    sender.join(60)
+    eventually(lambda: "daemon" in received, 60)
+    assert (received["daemon"], result["client"]) == (sent["client"], sent["daemon"])
+
+
+def test_stream_of_a_lease_that_has_ended_is_reset(kept):
+    kept.start_relay()
+    agent = kept.start_agent(Target(echo))
+    kept.registered()
+    client = kept.connect()
+    assert said(client, b"before") == b"before"
+    is_kept(kept)
+    kept.relay.end(signal.SIGTERM)
+    agent.end(signal.SIGKILL)
+    (kept.directory / "leases.json").unlink()
+    kept.start_relay()
+    eventually(lambda: kept.manager.kept == [])
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_stream_whose_client_went_meanwhile_ends(kept):
+    kept.start_relay()
+    ended = []
+    kept.start_agent(Target(lambda sock: ended.append(drain(sock))))
+    kept.registered()
+    client = kept.connect()
+    client.sendall(b"all")
+    is_kept(kept)
+    kept.relay.end(signal.SIGKILL)
+    client.close()
+    kept.start_relay()
+    eventually(lambda: ended == [b"all"], evidence=kept.relay.text)
+    eventually(lambda: kept.manager.kept == [])
