@@ -84,6 +84,9 @@ class Joint:
     ) -> None:
         self.outer, self.inner, self._ended = outer, inner, ended
         self.loop = asyncio.get_running_loop()
+        if not _joints:
+            self.loop.call_later(LOOK, _look, self.loop)
+        _joints.add(self)
         ways = (outer, inner, traffic.add_inward), (inner, outer, traffic.add_outward)
         if pipes:
             self._directions: list[_Direction] = [
@@ -106,11 +109,25 @@ class Joint:
 
     def leave(self) -> None:
         """Let go of sockets and pipes that somebody else has, too; where nobody goes on, their end is a reset."""
+        _joints.discard(self)
         for direction in self._directions:
             direction.stop()
         self._directions.clear()
         reset(self.outer)
         reset(self.inner)
+
+    def look(self) -> None:
+        """Cut the connection if a side has acknowledged nothing of what was sent for too long.
+
+        TCP itself tries for a quarter of an hour; keep-alives wait until nothing is under way, and TCP_USER_TIMEOUT
+        takes a reader that pauses for a dead one (Linux counts zero-window probes, though they are answered).
+        """
+        for sock in (self.outer, self.inner):
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+            unacked, heard = (int.from_bytes(info[at : at + 4], sys.byteorder) for at in (24, 56))
+            if unacked and heard > SILENCE * 1000:
+                self.cut(TimeoutError(f"no acknowledgement for {heard / 1000:.0f} s"))
+                return
 
     def pull(self) -> None:
         """Carry at once what came on `outer` before there was a joint, rather than at the loop's next turn."""
@@ -126,12 +143,14 @@ class Joint:
                 if error.errno != errno.ENOTCONN:
                     raise
         else:
+            _joints.discard(self)
             self.outer.close()
             self.inner.close()
             self._ended(None)
 
     def cut(self, error: OSError | None = None) -> None:
         """End both directions at once, by resets; `ended` hears of `error`, and of nothing without one."""
+        _joints.discard(self)
         for direction in self._directions:
             direction.stop()
         self._directions.clear()
@@ -342,6 +361,19 @@ class Dial:
             self._timer.cancel()
             self._timer = None
             self._loop.remove_writer(self._sock.fileno())
+
+
+#: Seconds between two looks at the joints, and for which a side may acknowledge nothing (see `prepare`).
+LOOK, SILENCE = 15.0, 120.0
+
+_joints: set[Joint] = set()
+
+
+def _look(loop: asyncio.AbstractEventLoop) -> None:
+    for joint in list(_joints):
+        joint.look()
+    if _joints:
+        loop.call_later(LOOK, _look, loop)
 
 
 def reset(sock: socket.socket) -> None:
