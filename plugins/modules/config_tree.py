@@ -13,7 +13,8 @@ description:
   - Renders C(templates/**) and copies C(files/**) of the role to the same paths on the node.
   - A template that renders to nothing stands for a file that must not exist.
   - Files in C(sysusers.d) are applied before owners are set, files in C(tmpfiles.d) after all files.
-  - Units are enabled and started, and restarted when a file of the tree changed.
+  - Units are enabled and started, and restarted when a file of the tree changed; C(pilotbed-*.service) also when our
+    package did.
 options:
   attributes:
     description: Owner, group and mode of files, by path. The default is root, root, 0644 (0755 if executable).
@@ -54,6 +55,8 @@ import sys
 from pathlib import Path
 
 UNITS_DIR = "/etc/systemd/system/"
+#: What all units of ours run, installed by role pilotbed.
+PACKAGE = Path("/usr/lib/pilotbed")
 
 
 def _run(*argv):
@@ -66,6 +69,15 @@ def _seconds(timestamp):
         return 0
     moment = datetime.datetime.strptime(timestamp, "%a %Y-%m-%d %H:%M:%S.%f UTC")
     return moment.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def _ours(unit):
+    return unit.startswith("pilotbed-") and unit.endswith(".service")
+
+
+def _newest(paths):
+    """Return when the last one of these files changed, in seconds since the epoch."""
+    return max((path.stat().st_ctime for path in paths if path.exists()), default=0)
 
 
 class Tree:
@@ -154,7 +166,8 @@ class Tree:
         shown = _run("systemctl", "show", "--timestamp=us+utc", properties, *names).stdout
         states = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.strip().split("\n\n")]
         # By time, not by what this run changed: a run that was cut off between file and restart is made good.
-        newest = max((Path(path).stat().st_ctime for path in self.wanted["files"] if Path(path).exists()), default=0)
+        newest = _newest(map(Path, self.wanted["files"]))
+        package = max(newest, _newest(PACKAGE.rglob("*.py"))) if any(map(_ours, names)) else newest
         restart = bool(self.changed) or self.wanted["restart"]
         settled = ("enabled", "static", "generated", "indirect", "alias")
         enable, touched = [], []
@@ -162,7 +175,9 @@ class Tree:
             if state["UnitFileState"] not in settled:
                 enable.append(name)
             running = state["ActiveState"] in ("active", "activating", "reloading")
-            if not running or restart or newest > _seconds(state["ActiveEnterTimestamp"]):
+            if not running or restart or (package if _ours(name) else newest) > _seconds(
+                state["ActiveEnterTimestamp"]
+            ):
                 touched.append(name)
         if self.check:
             return sorted({*enable, *touched})

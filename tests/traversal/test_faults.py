@@ -10,7 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -167,6 +168,11 @@ def main_pid(relay):
     return ok(relay, "systemctl show --property MainPID --value pilotbed-relay").strip()
 
 
+def number_of_kept(relay):
+    """How many of the relay's descriptors systemd keeps."""
+    return int(ok(relay, "systemctl show --property NFileDescriptorStore --value pilotbed-relay"))
+
+
 @contextmanager
 def cut(worker):
     """No packet gets to or from a worker."""
@@ -184,9 +190,11 @@ def cut(worker):
 
 
 def relay_is_killed(bed):
-    pilot = bed.through(0)
-    relay, before = host(pilot.relay), pilot.lease()
+    """Streams that have lasted do not notice: systemd keeps them for the next process."""
+    pilot = bed.chosen[1]
+    relay, before, kept = host(pilot.relay), pilot.lease(), number_of_kept(host(pilot.relay))
     with bed.run(pilot) as run:
+        until("systemd keeps the job's connection", lambda: number_of_kept(relay) > kept, 30)
         pid = main_pid(relay)
         ok(relay, f"kill -9 {pid}")
         run.go_on()
@@ -198,7 +206,7 @@ def relay_is_killed(bed):
 
 def relay_is_away(bed):
     """The other relay: what runs through it is not disturbed."""
-    pilot = bed.through(1)
+    pilot = bed.chosen[2]
     relay = host(pilot.relay)
     with bed.run(pilot) as run:
         ok(relay, "systemctl stop pilotbed-relay")
@@ -246,7 +254,7 @@ def worker_is_cut_off_for_good(bed):
 
 def nat_forgets(bed):
     """Silent half-open connections: neither side hears anything of the other again."""
-    pilot = bed.hidden_and_other()[0]
+    pilot = bed.chosen[0]
     router = host(pilot.site.router)
     before = dropped(pilot.site.router, "invalid_dropped")
     with bed.run(pilot) as run:
@@ -261,7 +269,7 @@ def nat_forgets(bed):
 
 
 def relay_has_no_ports_left(bed):
-    pilot = bed.hidden_and_other()[1]
+    pilot = bed.pilots["beta-wn1"]
     relay, unit = host(pilot.relay), "pilotbed-test-occupy"
     ports = status(relay)["ports"]
     with bed.run(pilot) as run:
@@ -277,7 +285,7 @@ def relay_has_no_ports_left(bed):
 
 
 def relay_has_no_descriptors_left(bed):
-    pilot = bed.hidden_and_other()[1]
+    pilot = bed.pilots["beta-wn1"]
     relay, unit = host(pilot.relay), "pilotbed-test-crowd"
     limit = "/run/systemd/system/pilotbed-relay.service.d/test.conf"
     restart = "systemctl daemon-reload && systemctl restart pilotbed-relay"
@@ -304,7 +312,7 @@ def relay_has_no_descriptors_left(bed):
 
 
 def relay_has_no_disk_left(bed):
-    pilot = bed.hidden_and_other()[1]
+    pilot = bed.pilots["beta-wn1"]
     relay, state, kept = host(pilot.relay), "/var/lib/pilotbed-relay", "/run/pilotbed-test-state"
     with bed.run(pilot) as run:
         ok(
@@ -323,11 +331,14 @@ def relay_has_no_disk_left(bed):
     return ended
 
 
-#: In three waves; the faults of a chain follow each other.
+#: In two waves; the faults of a chain follow each other.
 WAVES = (
-    ((relay_is_killed,), (relay_is_away,)),
-    ((agent_is_killed,), (worker_is_cut_off,), (worker_is_cut_off_for_good,)),
-    ((nat_forgets,), (relay_has_no_ports_left, relay_has_no_descriptors_left, relay_has_no_disk_left)),
+    ((relay_is_killed,), (relay_is_away,), (nat_forgets,)),
+    (
+        (agent_is_killed, relay_has_no_ports_left, relay_has_no_descriptors_left, relay_has_no_disk_left),
+        (worker_is_cut_off,),
+        (worker_is_cut_off_for_good,),
+    ),
 )
 
 
@@ -341,17 +352,14 @@ class Bed:
         """Submit a job for a pilot."""
         return Run(self.jobs, pilot, *spare, extra=extra)
 
-    def through(self, number: int) -> Pilot:
-        """Return a pilot that took this one of the relays."""
-        return next(pilot for pilot in self.pilots.values() if pilot.relay == GRID.names("relay")[number])
-
-    def hidden_and_other(self) -> tuple[Pilot, Pilot]:
-        """Return a pilot behind NAT and one of another site that took another relay."""
+    @cached_property
+    def chosen(self) -> tuple[Pilot, Pilot, Pilot]:
+        """A pilot behind NAT, another one that took the same relay, and one that took another relay."""
         return next(
-            (hidden, other)
-            for hidden in self.pilots.values() if hidden.site.flavour == "nat"
-            for other in self.pilots.values() if other.site != hidden.site and other.relay != hidden.relay
-        )  # fmt: skip
+            (hidden, same, other)
+            for hidden, same, other in permutations(self.pilots.values(), 3)
+            if hidden.site.flavour == "nat" and hidden.relay == same.relay != other.relay
+        )
 
 
 def registered(name):

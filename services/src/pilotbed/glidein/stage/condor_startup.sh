@@ -246,6 +246,11 @@ C
         fi
         [[ $traversal != ccb ]] || printf 'CCB_CLIENT_STREAMING = False\n'
         ;;
+    relay)
+        # Its daemons speak to each other on the node: while the relay is away, a starter whose way to the startd leads
+        # through it ends its payload ("FAILED TO SEND INITIAL KEEP ALIVE TO OUR PARENT").
+        printf 'PRIVATE_NETWORK_NAME = %s\nPRIVATE_NETWORK_INTERFACE = 127.0.0.1\n' "${name##*_}"
+        ;;
     esac
     for prefix in '' ENTRY_ GLIDECLIENT_ GLIDECLIENT_GROUP_; do
         variables "$(gconfig_get "${prefix}CONDOR_VARS_FILE")"
