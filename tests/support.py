@@ -339,6 +339,24 @@ class HandPilot:
         )  # fmt: skip
         return self
 
+    @cached_property
+    def name(self) -> str:
+        """The pilot's name with pool and relay; its slots are ``slotN@NAME@worker``."""
+        config = "find /tmp /var/tmp -maxdepth 2 -name glidein_config -user %s -newer %s -exec grep -h %s {} +"
+        named = "^GLIDEIN_Pilot_Name "
+        said = until(
+            "the pilot has a name",
+            lambda: self.worker.run(config, self.account, f"{self.directory}/proxy.pem", named).stdout or self.check(),
+            30,
+        )
+        return str(said).split()[1]
+
+    def slots(self) -> list[dict[str, Any]]:
+        """Return its partitionable slots as the pool knows them; it remembers those of dead pilots, too."""
+        wanted = f'split(Name, "@")[1] == "{self.name}" && PartitionableSlot'
+        found = GRID.node("central_manager").run("condor_status -json -constraint %s", wanted).stdout
+        return json.loads(found or "[]")
+
     def _proxies(self) -> list[str]:
         return str(self.worker.run("ls -t /srv/site/arc-session/*/user.proxy").stdout).split()
 

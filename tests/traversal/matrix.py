@@ -135,15 +135,10 @@ class Ways:
 
     def registered(self) -> set[tuple[str, str]]:
         """Return (worker, way) of every pilot of the matrix that the pool knows."""
-        ads = json.loads(
-            GRID.node("central_manager").run(
-                "condor_status -json -constraint %s -attributes GLIDEIN_Worker,GLIDEIN_Traversal",
-                'GLIDEIN_Site == "ways" && PartitionableSlot',
-            ).stdout or "[]"
-        )  # fmt: skip
-        known = {(ad["GLIDEIN_Worker"], ad["GLIDEIN_Traversal"]) for ad in ads}
-        names = {kind: GRID.fqdn(worker_of(kind)[1]) for kind in WORKERS}
-        return {(kind, way) for kind, name in names.items() for way in TRAVERSALS if (name, way) in known}
+        command = "condor_status -json -constraint %s -attributes Name"
+        said = GRID.node("central_manager").run(command, 'GLIDEIN_Site == "ways" && PartitionableSlot').stdout
+        known = {ad["Name"].split("@")[1] for ad in json.loads(said or "[]")}
+        return {place for place, pilot in self._pilots.items() if pilot.name in known}
 
     def wait(self, wanted: Iterable[tuple[str, str]], deadline: float = 150) -> None:
         """Wait until the pool knows these pilots; fail with what the missing ones said."""
@@ -158,9 +153,8 @@ class Ways:
         """Submit a cell's job."""
         jobs = self.jobs[cell.submit]
         as_user(jobs.node, self.alice.account, f"test -s {INPUT} || head -c {MEGABYTES}M /dev/urandom > {INPUT}")
-        node = GRID.fqdn(worker_of(cell.worker)[1])
         extra = (
-            f'requirements = GLIDEIN_Traversal == "{cell.way}" && GLIDEIN_Worker == "{node}"\n'
+            f'requirements = split(TARGET.Name, "@")[1] == "{self._pilots[cell.worker, cell.way].name}"\n'
             f"transfer_input_files = {INPUT}\ntransfer_output_files = data.out\n"
             'transfer_output_remaps = "data.out = @NAME@.data"'
         )

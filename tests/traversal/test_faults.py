@@ -81,13 +81,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Pilot:
-    """A pilot and where it is: its worker, its relay, and its name for both."""
+    """A pilot and where it is: its site, worker and relay."""
 
     made: HandPilot
     site: Site
     node: str
     relay: str
-    name: str
 
     @property
     def worker(self) -> Host:
@@ -96,7 +95,7 @@ class Pilot:
 
     def lease(self) -> dict[str, Any]:
         """Return its lease, as its relay sees it."""
-        return next(lease for lease in status(host(self.relay))["leases"] if lease["pilot"] == self.name)
+        return next(lease for lease in status(host(self.relay))["leases"] if lease["pilot"] == self.made.name)
 
     def kill_agent(self) -> None:
         """End its relay agent as a node short of memory does."""
@@ -119,11 +118,10 @@ class Run:
 
     def __init__(self, jobs: Jobs, pilot: Pilot, *spare: Pilot, extra: str = "") -> None:
         self.pilot = pilot
-        names = " || ".join(f'GLIDEIN_Worker == "{GRID.fqdn(each.node)}"' for each in (pilot, *spare))
+        names = " || ".join(f'split(TARGET.Name, "@")[1] == "{each.made.name}"' for each in (pilot, *spare))
         described = (
-            f'requirements = GLIDEIN_Traversal == "relay" && ({names})\n'
-            f'rank = GLIDEIN_Worker == "{GRID.fqdn(pilot.node)}"\ntransfer_output_files = data.out\n'
-            f'transfer_output_remaps = "data.out = @NAME@.data"\n{extra}'
+            f'requirements = {names}\nrank = split(TARGET.Name, "@")[1] == "{pilot.made.name}"\n'
+            f'transfer_output_files = data.out\ntransfer_output_remaps = "data.out = @NAME@.data"\n{extra}'
         )
         self.job: Job = jobs.submit(walk.WALKERS[0], replace(pilot.site, name="ways"), SCRIPT, described)
 
@@ -362,17 +360,6 @@ class Bed:
         )
 
 
-def registered(name):
-    """Names of the pilots on a worker and of their relays that both know (the pool remembers dead ones)."""
-    slots = replace(GRID.sites[0], name="ways").slots(GRID.node("central_manager"))
-    names = {slot["Name"].split("@")[1] for slot in slots if slot["GLIDEIN_Worker"] == name}
-    return [
-        (lease["pilot"], relay)
-        for relay in GRID.names("relay")
-        for lease in status(host(relay))["leases"] if lease["pilot"] in names and lease["state"] == "connected"
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def bed(ways):
     """One after the other, so that each sees the load that the one before it made."""
@@ -381,8 +368,9 @@ def bed(ways):
     for node in WORKERS:
         site = next(site for site in GRID.sites if node in site.workers)
         made = ways.pilot(f"faults-{node}", site, node, "relay")
-        name, relay = until(f"the pool knows the pilot on {node}", partial(registered, GRID.fqdn(node)), 120)[0]
-        pilots[node] = Pilot(made, site, node, relay, name)
+        slot = until(f"the pool knows the pilot on {node}", made.slots, 120)[0]
+        relay = next(each for each in GRID.names("relay") if slot["GLIDEIN_Relay_Address"].startswith(GRID.fqdn(each)))
+        pilots[node] = Pilot(made, site, node, relay)
     assert {pilot.relay for pilot in pilots.values()} == set(GRID.names("relay")), "the pilots share the relays out"
     return Bed(pilots, ways.jobs["public"])
 

@@ -9,7 +9,7 @@ import pytest
 from matrix import SUBMITS, join_schedd, status, submit_of, worker_of
 from pilotbed.lab import walk
 from pilotbed.lab.reach import host
-from support import GRID, HOLD, as_user, frontend_stage, processes, until, without_glexec
+from support import GRID, HOLD, as_user, frontend_stage, ok, processes, until, without_glexec
 
 SCRIPT = f"""#!/bin/sh
 echo "said on $(hostname)"
@@ -18,48 +18,52 @@ echo "said on $(hostname)"
 
 
 @pytest.fixture(scope="module")
-def worker(ways):
-    """A worker behind NAT with a pilot that does without glexec, known to the pool."""
+def pilot(ways):
+    """A pilot behind NAT that does without glexec, known to the pool."""
     site, name = worker_of("NAT")
     join_schedd(GRID.variable("submit_traversal", submit_of("NAT")))
     ways.warm()
-    known = replace(site, name="ways")
     with frontend_stage(without_glexec) as options:
-        ways.pilot("session", site, name, "relay", options)
-        until("the pool knows the pilot", lambda: known.slots(GRID.node("central_manager")), 120)
-        yield name
+        made = ways.pilot("session", site, name, "relay", options)
+        until("the pool knows the pilot", made.slots, 120)
+        yield made
 
 
 @pytest.fixture(scope="module", params=SUBMITS)
-def running(request, ways, worker):
+def running(request, ways, pilot):
     """A job that has said something and waits; submitted from either submit host."""
     site = replace(worker_of("NAT")[0], name="ways")
-    job = ways.jobs[request.param].submit(walk.WALKERS[0], site, SCRIPT)
+    wanted = f'requirements = split(TARGET.Name, "@")[1] == "{pilot.name}"'
+    job = ways.jobs[request.param].submit(walk.WALKERS[0], site, SCRIPT, wanted)
     job.holds(site)
     return job
 
 
-def test_ssh_to_job(running, worker):
+@pytest.fixture(scope="module")
+def name(pilot):
+    """The worker's full name."""
+    return ok(pilot.worker, "hostname -f").strip()
+
+
+def test_ssh_to_job(running, name):
     code, said = as_user(
         running.node, running.owner, f"timeout 60 condor_ssh_to_job {running.id} 'hostname; cat _condor_stdout'"
     )
-    assert (code, said.split("\n")[-3:]) == (0, [GRID.fqdn(worker), f"said on {GRID.fqdn(worker)}", ""]), said
+    assert (code, said.split("\n")[-3:]) == (0, [name, f"said on {name}", ""]), said
 
 
-def test_tail(running, worker):
+def test_tail(running, name):
     code, said = as_user(running.node, running.owner, f"timeout 60 condor_tail {running.id}")
-    assert (code, said) == (0, f"said on {GRID.fqdn(worker)}\n")
+    assert (code, said) == (0, f"said on {name}\n")
 
 
-def test_remove(running, worker):
+def test_remove(running, pilot):
     running.remove()
-    until("the payload has ended", lambda: running.hold not in [each.args for each in processes(host(worker))], 30)
+    until("the payload has ended", lambda: running.hold not in [each.args for each in processes(pilot.worker)], 30)
     until("no stream is left of it", lambda: running.status() == "removed", 30)
 
 
-def test_nothing_went_by_another_way(running, worker):
+def test_nothing_went_by_another_way(running, pilot):
     """The worker cannot be connected to: all of this was a stream of its pilot's port."""
-    slot = replace(worker_of("NAT")[0], name="ways").slots(GRID.node("central_manager"))[0]
-    leases = [lease for name in GRID.names("relay") for lease in status(host(name))["leases"]]
-    lease = next(lease for lease in leases if lease["pilot"] == slot["Name"].split("@")[1])
-    assert lease["streams_total"] > 3
+    leases = [lease for each in GRID.names("relay") for lease in status(host(each))["leases"]]
+    assert next(lease for lease in leases if lease["pilot"] == pilot.name)["streams_total"] > 3
