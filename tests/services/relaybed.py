@@ -148,6 +148,7 @@ class Bed:
             "ca_directory": str(self.ca.directory), "authorized_dns": [PILOT, FRIEND],
             "state": str(directory / "leases.json"), "status_socket": str(directory / "status.sock"),
         }  # fmt: skip
+        self.changes = "pass"  # to the relay's constants, as `server.RECHECK = 1`
         self.agents = []
         self.relay = None
         self.manager = None
@@ -164,8 +165,9 @@ class Bed:
         file = self.directory / "relay.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
         launch, given = (self.manager.RECEIVE, self.manager.gives()) if self.manager else ("", {})
-        launch += f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay.server import main;"
-        self.relay = Process(self.directory / "relay.log", "-c", launch + "sys.exit(main())", "--config", file, **given)
+        launch += f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay import server;"
+        launch += f"{self.changes}; sys.exit(server.main())"
+        self.relay = Process(self.directory / "relay.log", "-c", launch, "--config", file, **given)
         eventually(lambda: self.relay.popen.poll() is not None or self.status(), evidence=self.relay.text)
         assert self.relay.popen.poll() is None, self.relay.text()
 

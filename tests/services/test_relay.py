@@ -210,6 +210,34 @@ def test_fqan_of_somebody_else_or_forged_is_refused_as_such(bed, vo):
     assert bed.refused("bad_attributes") == 2
 
 
+def test_a_lease_ends_with_its_attributes(bed, vo):
+    bed.start_relay()
+    agent = bed.start_agent(Target(echo), proxy=vo(ROLE, hours=(0, 6 / 3600)))
+    assert bed.registered() and bed.lease()["expires"] < time.time() + 10
+    assert agent.exit_code() == 3
+    assert "code=proxy_expired" in agent.text()
+    assert bed.lease() is None
+
+
+def test_a_lease_ends_with_the_revocation_of_whom_it_relies_on(bed, vo):
+    bed.changes = "server.RECHECK = 0.5"
+    bed.config["authorized_hosts"] = [FRIEND]
+    friend = bed.ca.issue(FRIEND)
+    bed.start_relay()
+    proxy = bed.proxy(credential=friend, name="friend")
+    agents = {
+        "bad_certificate": bed.start_agent(Target(echo), proxy=proxy, name="friend"),
+        "bad_attributes": bed.start_agent(Target(echo), proxy=vo(ROLE)),
+    }
+    bed.registered("friend")
+    bed.registered()
+    for code, revoked, left in (("bad_certificate", friend, 1), ("bad_attributes", bed.host, 0)):
+        bed.ca.revoke(revoked)
+        assert agents[code].exit_code() == 3
+        assert f"code={code}" in agents[code].text() and "revoked" in agents[code].text()
+        assert len(bed.status()["leases"]) == left
+
+
 def test_the_dn_is_asked_for_beside_the_fqan(bed, vo):
     bed.config["authorized_dns"] = [FRIEND]
     bed.start_relay()

@@ -21,6 +21,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import Certificate, ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pilotbed.relay import Joint, Pipe, Traffic, event, reset, unreset, write_durably
 from pilotbed.relay.config import Config
@@ -51,7 +53,7 @@ from pilotbed.relay.protocol import (
 from pilotbed.relay.service import Address, Figure, Listener, Networks, Service, command, where
 from pilotbed.relay.tls import TlsSocket
 from pilotbed.settings import SettingsError
-from pilotbed.x509 import CertificateError, Chain, TrustError, TrustStore, VomsStore
+from pilotbed.x509 import Attributes, CertificateError, Chain, TrustError, TrustStore, VomsStore
 
 PATIENCE = 10.0  # seconds for a connection to say what it is, and for its TLS handshake
 SHARE = 0.1  # of the time for handshakes and certificates of agents, while
@@ -178,16 +180,25 @@ class Stream:
     kept: str = ""  # its name with systemd
 
 
+@dataclass(frozen=True, eq=False)
+class Relied:
+    """Whose revocation ends leases: an end entity, or a VOMS server that signed its attributes; `code` says why."""
+
+    chain: Chain
+    purpose: ObjectIdentifier
+    code: str
+
+
 @dataclass(eq=False, slots=True)
 class Port:
-    """What a lease has while the relay runs; `holder` is the end entity behind it, once an agent was here."""
+    """What a lease has while the relay runs; `relied`: on whom it rests, once an agent was here."""
 
     lease: Lease
     traffic: Traffic
     sources: Networks
     listener: Listener | None = None
     control: Control | None = None
-    holder: Chain | None = None
+    relied: tuple[Relied, ...] = ()
     streams: dict[int, Stream] = field(default_factory=dict)
     total: int = 0
 
@@ -275,7 +286,7 @@ class Relay(Service):
         self.ended: deque[dict[str, object]] = deque(maxlen=50)
         self._trust = TrustStore(config.ca_directory)
         self._voms = VomsStore(config.voms_directory, self._trust)
-        self._holders: WeakValueDictionary[bytes, Chain] = WeakValueDictionary()  # by the end entity's certificate
+        self._relied: WeakValueDictionary[bytes, Relied] = WeakValueDictionary()  # by certificate (DER)
         self._tls: tuple[object, ssl.SSLContext] | None = None
         self._saving = asyncio.Lock()
         self._changes = self._saved = 0
@@ -457,12 +468,17 @@ class Relay(Service):
                 if control.closed:
                     return
                 chain = self._identify(frame, control)
-                fqan = self._authorize(chain)
+                fqan, attributes = self._authorize(chain)
             if control.closed:
                 return
-            port = self._lease(frame, chain, fqan)
+            expires = min(filter(None, (chain.not_after, attributes.not_after))).timestamp()
+            port = self._lease(frame, chain.dn, fqan, expires)
             lease, again = port.lease, frame.lease is not None
-            before, control.port, port.control, port.holder = port.control, port, control, self._holder(chain)
+            before, control.port, port.control = port.control, port, control
+            port.relied = (
+                self._rely(chain.end_entity, ExtendedKeyUsageOID.CLIENT_AUTH, "bad_certificate"),
+                *(self._rely(each, ExtendedKeyUsageOID.SERVER_AUTH, "bad_attributes") for each in attributes.servers),
+            )
             if before:
                 self.refuse(before, Refusal("superseded", "another connection registered with this lease"))
             try:
@@ -505,31 +521,32 @@ class Relay(Service):
         except (CertificateError, ValueError) as error:
             raise Refusal("bad_certificate", str(error)) from None
 
-    def _authorize(self, chain: Chain) -> str:
+    def _authorize(self, chain: Chain) -> tuple[str, Attributes]:
         """The FQAN that lets a verified chain in; "" if its DN is enough: then attributes are not even looked at."""
         granted, fqans = self.config.grants(chain.dn, self.config.authorized_fqans), "any FQAN"
+        found = Attributes((), None, ())
         if granted:
             try:
-                found = self._voms.fqans(chain)
+                found = self._voms.attributes(chain)
             except TrustError as error:
                 raise Refusal("trust", str(error)) from None
             except CertificateError as error:
                 raise Refusal("bad_attributes", str(error)) from None
-            granted, fqans = self.config.grants(chain.dn, found), ", ".join(found) or "no FQAN"
+            granted, fqans = self.config.grants(chain.dn, found.fqans), ", ".join(found.fqans) or "no FQAN"
         if granted is None:
             raise Refusal("not_authorized", f"{chain.dn} with {fqans} may not have a port here")
-        return granted
+        return granted, found
 
-    def _holder(self, chain: Chain) -> Chain:
-        """The end entity of a verified chain, one object for all its leases: proxies are in no revocation list."""
-        end_entity = Chain((chain.end_entity,))
-        return self._holders.setdefault(chain.end_entity.public_bytes(Encoding.DER), end_entity)
+    def _rely(self, certificate: Certificate, purpose: ObjectIdentifier, code: str) -> Relied:
+        """One object for all leases that rest on a certificate; proxies are in no revocation list."""
+        relied = Relied(Chain((certificate,)), purpose, code)
+        return self._relied.setdefault(certificate.public_bytes(Encoding.DER), relied)
 
-    def _lease(self, frame: Register, chain: Chain, fqan: str) -> Port:
+    def _lease(self, frame: Register, dn: str, fqan: str, expires: float) -> Port:
         """A lease with its listening port. Ports that something else uses are passed over, unless it is ours again."""
         unusable: list[int] = []
         while True:
-            lease = self.book.register(frame, chain.dn, fqan, chain.not_after.timestamp(), time.time(), unusable)
+            lease = self.book.register(frame, dn, fqan, expires, time.time(), unusable)
             sources = Networks(lease.sources)
             port = self.ports.setdefault(lease.id, Port(lease, Traffic(self.traffic), sources))
             port.sources = sources
@@ -708,29 +725,30 @@ class Relay(Service):
             for lease, why in self.book.due(time.time()):
                 port = self.ports[lease.id]
                 if port.control:
-                    text = f"the proxy expired at {dt.datetime.fromtimestamp(lease.expires, dt.UTC):%FT%TZ}"
-                    self.refuse(port.control, Refusal("proxy_expired", text))
+                    until = f"{dt.datetime.fromtimestamp(lease.expires, dt.UTC):%FT%TZ}"
+                    refusal = Refusal("proxy_expired", f"the proxy, or its attributes, expired at {until}")
+                    self.refuse(port.control, refusal)
                 self._end(port, why)
 
     async def _watch_certificates(self) -> None:
-        """End leases whose certificate was revoked meanwhile.
+        """End leases whose holder's or VOMS server's certificate was revoked meanwhile.
 
         An expired revocation list says nothing about them: it refuses new agents, but does not throw out the old.
         """
         while True:
             await asyncio.sleep(RECHECK)
-            for holder in list(self._holders.values()):
+            for relied in list(self._relied.values()):
                 await asyncio.sleep(0)
                 try:
-                    self._trust.verify(holder)
+                    self._trust.verify(relied.chain, purpose=relied.purpose)
                 except TrustError as error:
                     event(self.log, "trust_stale", level=logging.ERROR, reason=error)
                     break
                 except CertificateError as error:
-                    for port in [port for port in self.ports.values() if port.holder is holder]:
+                    for port in [port for port in self.ports.values() if relied in port.relied]:
                         if port.control:
-                            self.refuse(port.control, Refusal("bad_certificate", str(error)))
-                        self._end(port, "bad_certificate")
+                            self.refuse(port.control, Refusal(relied.code, str(error)))
+                        self._end(port, relied.code)
 
     # -- to be seen
 

@@ -15,9 +15,10 @@ from pilotbed.x509.chain import (
 )
 from pilotbed.x509.names import name_hash, slash
 from pilotbed.x509.trust import TrustError, TrustStore
-from pilotbed.x509.voms import VomsStore, has_attributes
+from pilotbed.x509.voms import Attributes, VomsStore, has_attributes
 
 __all__ = [
+    "Attributes",
     "CertificateError",
     "Chain",
     "Credential",

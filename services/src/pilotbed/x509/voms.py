@@ -79,6 +79,20 @@ class _Ac(NamedTuple):
     values: tuple[str, ...]
 
 
+class Attributes(NamedTuple):
+    """What the verified attribute certificates of a chain say.
+
+    Attributes:
+        fqans: primary first, without /Role=NULL and /Capability=NULL.
+        not_after: when the first of them ends, aware; None if there are none.
+        servers: the certificates of the VOMS servers that signed them.
+    """
+
+    fqans: tuple[str, ...]
+    not_after: dt.datetime | None
+    servers: tuple[x509.Certificate, ...]
+
+
 def has_attributes(certificate: x509.Certificate) -> bool:
     """Whether this very certificate carries VOMS attribute certificates; they may still be no good."""
     return _carried(certificate) is not None
@@ -102,7 +116,11 @@ class VomsStore:
         self._files = ParsedFiles()
 
     def fqans(self, chain: Chain, now: dt.datetime | None = None) -> tuple[str, ...]:
-        """The verified FQANs of a chain, primary first, without /Role=NULL and /Capability=NULL; () without any AC.
+        """The verified FQANs of a chain; see `attributes`."""
+        return self.attributes(chain, now).fqans
+
+    def attributes(self, chain: Chain, now: dt.datetime | None = None) -> Attributes:
+        """What the ACs of a chain say, verified.
 
         As in VOMS, the newest certificate that carries ACs counts; all of these must be good, and their FQANs follow
         one another.
@@ -118,9 +136,11 @@ class VomsStore:
         for certificate in chain.certificates:
             carried = _carried(certificate)
             if carried is not None:
-                found = [fqan for ac in _parse(carried) for fqan in self._verified(ac, chain.end_entity, now)]
-                return tuple(dict.fromkeys(found))
-        return ()
+                acs = _parse(carried)
+                found = [fqan for ac in acs for fqan in self._verified(ac, chain.end_entity, now)]
+                servers = tuple(ac.signers[0] for ac in acs)
+                return Attributes(tuple(dict.fromkeys(found)), min(ac.not_after for ac in acs), servers)
+        return Attributes((), None, ())
 
     def _verified(self, ac: _Ac, holder: x509.Certificate, now: dt.datetime) -> list[str]:
         """RFC 5755, 5, and the rules of VOMS."""
