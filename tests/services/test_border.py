@@ -5,6 +5,7 @@
 """
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,9 +102,13 @@ class Site:
         }  # fmt: skip
         self.processes = []
 
-    def start(self):
+    def write(self):
         file = self.directory / "border.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
+        return file
+
+    def start(self):
+        file = self.write()
         self.command = [sys.executable, "-m", "pilotbed.relay.border", "--config", file]
         self.border = inside("border", self.directory, "env", f"PYTHONPATH={SOURCE.parent}", *self.command)
         self.processes.append(self.border)
@@ -160,6 +165,21 @@ def test_another_target_is_refused_by_name(site):
     assert "reset" in site.connect(7002)
     assert site.status()["refusals"] == {"target_refused": 1}
     assert "code=target_refused" in site.border.text() and "target=198.51.100.2:7002" in site.border.text()
+
+
+def test_targets_are_read_anew_and_bad_ones_not_taken_over(site):
+    site.start()
+    site.config["targets"] = ["198.51.100.0/24:7002"]
+    site.write()
+    site.border.popen.send_signal(signal.SIGHUP)
+    eventually(lambda: site.status()["targets"] == site.config["targets"], evidence=site.border.text)
+    assert "from 198.51.100.1" in site.connect(7002)
+    assert "reset" in site.connect(7000)
+    site.config["targets"] = ["nonsense"]
+    site.write()
+    site.border.popen.send_signal(signal.SIGHUP)
+    eventually(lambda: "event=not_reloaded" in site.border.text(), evidence=site.border.text)
+    assert "from 198.51.100.1" in site.connect(7002)
 
 
 def test_the_border_does_not_connect_to_itself(site):

@@ -181,6 +181,12 @@ class Border(Service):
         await super().stop()
         event(self.log, "stopped")
 
+    def reload(self, config: Config) -> None:
+        """Take over sources, targets and limits; who is carried already stays."""
+        self.config, self._sources, self._rules = config, config.networks(), config.rules()
+        self.spawn(self._resolve())
+        event(self.log, "reloaded", targets=len(self._rules))
+
     async def _resolve(self) -> None:
         """Look up every name; one that is not found keeps the addresses that it had."""
         loop = asyncio.get_running_loop()

@@ -163,6 +163,10 @@ class Service(ABC):
     def figures(self) -> list[Figure]:
         """What Prometheus gets, beside the refusals."""
 
+    def reload(self, config: Any) -> None:
+        """Take over what may change while the service runs, of a configuration that was read anew (SIGHUP)."""
+        event(self.log, "not_reloaded", level=logging.WARNING, reason="this service has to be restarted")
+
     @abstractmethod
     async def start(self) -> None:
         """Listen; `Service`'s own part serves the status.
@@ -246,8 +250,16 @@ def serve_metrics(service: Service, port: int, codes: Iterable[str]) -> None:
     start_http_server(port, addr="127.0.0.1", registry=registry)
 
 
-async def _run(service: Service, metrics_port: int, codes: Iterable[str]) -> int:
+async def _run(service: Service, reload: Callable[[], object], metrics_port: int, codes: Iterable[str]) -> int:
     stopping = asyncio.Event()
+
+    def reread() -> None:
+        try:
+            service.reload(reload())
+        except (SettingsError, OSError) as error:
+            event(service.log, "not_reloaded", level=logging.ERROR, reason=error)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reread)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await service.start()
@@ -311,7 +323,7 @@ def command(
     given = parser.parse_args(arguments)
 
     async def serve(config: _Config) -> int:
-        return await _run(make(config), config.metrics_port, codes)
+        return await _run(make(config), lambda: load(given.config, schema), config.metrics_port, codes)
 
     try:
         config = load(given.config, schema)
