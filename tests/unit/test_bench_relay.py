@@ -73,7 +73,8 @@ def found(relay=1.0, agent_kb=20.0, late=1.0):
     return {
         "date": "2026-01-01", "yardstick_seconds": 1.0,
         "machine": {"cores": 2, "cpu": "x", "memory_gib": 8, "kernel": "6", "load": 0.0},
-        "ways": {"direct": way(2.0), "haproxy": way(1.0, idle_stream_kb=3.0), "relay": way(relay, idle_stream_kb=9.0)},
+        "ways": {"direct": way(2.0), "haproxy": way(1.0, idle_stream_kb=3.0),
+                 "haproxy, two hops": way(1.0), "relay": way(relay, idle_stream_kb=9.0)},
         "pool": {"direct": asked(2.0), "CCB": asked(1.0), "relay": asked(relay)},
         "growth": [level(100, 1.0), level(2000, late)],
     }  # fmt: skip
@@ -84,10 +85,10 @@ def test_growth_is_told_by_the_medians_of_its_probes():
 
 
 @pytest.mark.parametrize(("results", "expected"), [
-    (found(), [True] * 8),
-    (found(relay=0.9), [False] * 5 + [True] * 3),
-    (found(agent_kb=31.0), [True] * 5 + [False, True, True]),
-    (found(late=1.3), [True] * 6 + [False, False]),
+    (found(), [True] * 10),
+    (found(relay=0.9), [False] * 7 + [True] * 3),
+    (found(agent_kb=31.0), [True] * 7 + [False, True, True]),
+    (found(late=1.3), [True] * 8 + [False, False]),
 ])  # fmt: skip
 def test_an_aim_is_met_or_not(results, expected):
     assert [met for _what, _value, met in aims(results)] == expected
@@ -100,12 +101,12 @@ def test_cpu_a_gigabyte_is_of_all_transfers():
 
 def test_tables_have_every_way_and_leave_blank_what_it_has_not():
     lines = tables(found(relay=2.0)).splitlines()
-    assert "|  | direct | haproxy | relay | relay / haproxy |" in lines
-    assert "| GB/s, 1 stream, to the worker | 2.00 | 1.00 | 2.00 | 2.00 |" in lines
-    assert "| memory an idle stream, at the relay, kB |  | 3 | 9 | 3.00 |" in lines
+    assert "|  | direct | haproxy | haproxy, two hops | relay | relay / haproxy | relay / haproxy, two hops |" in lines
+    assert "| GB/s, 1 stream, to the worker | 2.00 | 1.00 | 1.00 | 2.00 | 2.00 | 2.00 |" in lines
+    assert "| memory an idle stream, at the relay, kB |  | 3 |  | 9 | 3.00 |  |" in lines
     assert any(line.startswith("Added to the direct round trip") and "haproxy 0.050 (0.100)" in line for line in lines)
     widths = [line.count("|") for line in lines if line.startswith("|")]
-    assert set(widths) == {4, 6, 11}
+    assert set(widths) == {4, 6, 8, 11}
 
 
 def test_publish_replaces_what_stands_between_the_markers():
