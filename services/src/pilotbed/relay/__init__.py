@@ -326,41 +326,47 @@ class Dial:
         self._loop = asyncio.get_running_loop()
         self._address, self._seconds, self._done = address, seconds, done
         self._timer: asyncio.TimerHandle | None = None
-        self._sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+        self._sock: socket.socket | None = None
 
     def start(self) -> None:
         """Connect."""
+        try:
+            self._sock = socket.socket(socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET)
+        except OSError as error:  # out of descriptors
+            self._done(error)
+            return
         prepare(self._sock)
         code = self._sock.connect_ex(self._address)
         if code == errno.EINPROGRESS:  # which the kernel says of a connection within the host, too, that stands by now
             code = self._sock.connect_ex(self._address)
         if code == errno.EALREADY:
-            self._timer = self._loop.call_later(self._seconds, self._end, errno.ETIMEDOUT)
-            self._loop.add_writer(self._sock.fileno(), self._answered)
+            self._timer = self._loop.call_later(self._seconds, self._end, self._sock, errno.ETIMEDOUT)
+            self._loop.add_writer(self._sock.fileno(), self._answered, self._sock)
         else:
-            self._end(code)
+            self._end(self._sock, code)
 
     def cancel(self) -> None:
         """Give up; `done` will hear nothing."""
-        self._let_go()
-        self._sock.close()
-
-    def _answered(self) -> None:
-        self._end(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-
-    def _end(self, code: int) -> None:
-        self._let_go()
-        if code:
+        if self._sock:
+            self._let_go(self._sock)
             self._sock.close()
+
+    def _answered(self, sock: socket.socket) -> None:
+        self._end(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _end(self, sock: socket.socket, code: int) -> None:
+        self._let_go(sock)
+        if code:
+            sock.close()
             self._done(OSError(code, os.strerror(code), f"{self._address[0]}:{self._address[1]}"))
         else:
-            self._done(self._sock)
+            self._done(sock)
 
-    def _let_go(self) -> None:
+    def _let_go(self, sock: socket.socket) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-            self._loop.remove_writer(self._sock.fileno())
+            self._loop.remove_writer(sock.fileno())
 
 
 #: Seconds between two looks at the joints, and for which a side may acknowledge nothing (see `prepare`).

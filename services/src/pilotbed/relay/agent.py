@@ -139,7 +139,7 @@ class Control(asyncio.Protocol):
         if self._timer:
             self._timer.cancel()
         deadline = self._connection.deadline()
-        self._timer = None if deadline is None else self._loop.call_at(deadline, self._due)
+        self._timer = None if deadline is None or self.ended.done() else self._loop.call_at(deadline, self._due)
 
     def _due(self) -> None:
         try:
