@@ -26,6 +26,8 @@ SCRIPT = f"""#!/bin/sh
 head -c {MEGABYTES}M /dev/urandom > data.out
 sha256sum < data.out
 """
+#: The relays' control port.
+PORT = GRID.variable("grid_relay_port")
 #: A pilot on each.
 WORKERS = ("alpha-wn1", "alpha-wn2", "beta-wn1", "beta-wn2")
 #: Forget every connection: a delete request of ctnetlink without a tuple (linux/netfilter/nfnetlink_conntrack.h).
@@ -38,11 +40,11 @@ assert code == 0, code
 """
 #: Hold more connections to the relay's own port than it has descriptors, however often it gives one up.
 CROWD = """
-import socket, time
+import socket, sys, time
 held = []
 while True:
     try:
-        held.append(socket.create_connection(("127.0.0.1", 9700), 1))
+        held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1])), 1))
     except OSError:
         pass
     held = held[-100:]
@@ -110,7 +112,7 @@ class Pilot:
             "--server %s --proxy %s --cadir /etc/grid-security/certificates --state %s"
         )
         paths = f"{self.made.directory}/proxy.pem", f"{self.made.directory}/knock.json"
-        return str(self.worker.run(command, self.made.account, f"{GRID.fqdn(self.relay)}:9700", *paths).stderr)
+        return str(self.worker.run(command, self.made.account, f"{GRID.fqdn(self.relay)}:{PORT}", *paths).stderr)
 
 
 class Run:
@@ -295,7 +297,7 @@ def relay_has_no_descriptors_left(bed):
         ok(relay, f"mkdir -p $(dirname {limit}) && printf '[Service]\nLimitNOFILE=64\n' > {limit} && {restart}")
         try:
             until("the pilot's agent is there again", there, 60)
-            ok(relay, "systemd-run --quiet --unit %s python3 -c %s", unit, CROWD)
+            ok(relay, f"systemd-run --quiet --unit %s python3 -c %s {PORT}", unit, CROWD)
             said = "journalctl --unit pilotbed-relay --since -60s --grep accept_paused"
             until("the relay has run out of descriptors", lambda: relay.run(said).rc == 0, 30)
             assert "event=registered" not in pilot.knock()

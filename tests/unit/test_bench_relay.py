@@ -1,9 +1,8 @@
 """What `make bench-relay` makes of its samples; the measuring itself needs a machine."""
 
 import pytest
-from pilotbed.lab import LabError
 from pilotbed.lab.bench_load import quantile, spread
-from pilotbed.lab.bench_relay import BEGIN, END, aims, levels, median, per_gigabyte, pick, publish, tables
+from pilotbed.lab.bench_relay import aims, levels, median, per_gigabyte, pick, tables
 from pilotbed.lab.bench_ways import LEVELS, STREAMS_PER_AGENT, cpu_of, streams_each
 
 
@@ -107,15 +106,3 @@ def test_tables_have_every_way_and_leave_blank_what_it_has_not():
     assert any(line.startswith("Added to the direct round trip") and "haproxy 0.050 (0.100)" in line for line in lines)
     widths = [line.count("|") for line in lines if line.startswith("|")]
     assert set(widths) == {4, 6, 8, 11}
-
-
-def test_publish_replaces_what_stands_between_the_markers():
-    once = publish(f"before\n{BEGIN}\nold\n{END}\nafter\n", "new\n\n")
-    assert once == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    assert publish(once, "new") == once
-
-
-@pytest.mark.parametrize("document", ["nothing", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
-def test_publish_refuses_a_document_without_its_two_lines(document):
-    with pytest.raises(LabError, match="once each"):
-        publish(document, "new")

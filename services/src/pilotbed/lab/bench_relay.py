@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from . import LabError, bench, image
+from .document import publish, table, write
 
-#: Between these lines of docs/relay.md the tables stand.
-BEGIN, END = "<!-- bench-relay -->", "<!-- /bench-relay -->"
+#: Between markers of this name the tables stand in docs/relay.md.
+MARKER = "bench-relay"
 #: Name of the way with a haproxy in the agent's place, too.
 TWO_HOPS = "haproxy, two hops"
 #: Seconds after which the bench is given up.
@@ -195,11 +196,6 @@ def aims(found: dict[str, Any]) -> list[tuple[str, float, bool]]:
 # -- tables
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
-
-
 def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
@@ -213,7 +209,7 @@ def _compared(
          *(_shown(median(ways["relay"], figure, ways[other]), ".2f") for other in beside)]
         for what, figure, form in rows
     ]  # fmt: skip
-    return _table(["", *ways, *(f"relay / {other}" for other in beside)], body)
+    return [*table(["", *ways, *(f"relay / {other}" for other in beside)], body), ""]
 
 
 def _added(ways: dict[str, list[dict[str, Any]]]) -> str:
@@ -248,9 +244,9 @@ def tables(found: dict[str, Any]) -> str:
         f"The relay with ever more agents, {growth[-1]['streams'] // growth[-1]['agents']} streams each (five, or what "
         "the host's limit of open files allows):",
         "",
-        *_table([what for what, _path, _form in _GROWTH],
+        *table([what for what, _path, _form in _GROWTH],
                 [[_shown(pick(level, path), form) for _what, path, form in _GROWTH] for level in growth]),
-        *_table(["aim", "measured", ""],
+        *table(["aim", "measured", ""],
                 [[what, f"{value:.2f}", "met" if met else "not met"] for what, value, met in aims(found)]),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -262,23 +258,10 @@ def _failures(pool: dict[str, list[dict[str, Any]]]) -> str:
     return f"Samples that failed and were taken again: {', '.join(said) or 'none'}."
 
 
-def publish(document: str, text: str) -> str:
-    """Return ``document`` with ``text`` between the two markers.
-
-    Raises:
-        LabError: it has not each marker once, in order.
-    """
-    before, begin, rest = document.partition(BEGIN)
-    _old, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise LabError(f"docs/relay.md must have the lines {BEGIN} and {END}, once each")
-    return f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}"
-
-
 def main(checkout: Path) -> int:
     """Measure; write var/bench-relay.json and the tables of docs/relay.md, and print these."""
-    document = checkout / "docs/relay.md"
-    publish(document.read_text(), "")  # rather now than after ten minutes
+    page = checkout / "docs/relay.md"
+    publish(page.read_text(), MARKER, "")  # rather now than after ten minutes
     root = image.build(checkout, checkout / "var/log/image.log")
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -290,6 +273,6 @@ def main(checkout: Path) -> int:
     found["aims"] = [{"aim": what, "measured": value, "met": met} for what, value, met in aims(found)]
     (checkout / "var/bench-relay.json").write_text(json.dumps(found, indent=1) + "\n")
     text = tables(found)
-    document.write_text(publish(document.read_text(), text))
+    write(page, MARKER, text)
     print(text)
     return 0
