@@ -760,7 +760,7 @@ def test_pilot_starts_a_killed_agent_again_with_the_same_port(bed):
     """As when a node short of memory kills it: HTCondor has published the port."""
     bed.start_relay()
     _, made = set_up_traversal(bed, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=f"localhost:{bed.control}")
-    before = bed.lease("pilot")
+    before = eventually(lambda: (found := bed.lease("pilot"))["state"] == "connected" and found)
 
     def agents():
         found = subprocess.run(["pgrep", "-P", made["RELAY_AGENT_PID"]], capture_output=True, text=True, check=False)
@@ -769,8 +769,13 @@ def test_pilot_starts_a_killed_agent_again_with_the_same_port(bed):
     killed = agents()
     os.kill(int(killed[0]), signal.SIGKILL)
     eventually(lambda: agents() not in ([], killed))
-    eventually(lambda: bed.lease("pilot")["agent"] not in (before["agent"], None))
-    assert {**bed.lease("pilot"), "agent": None} == {**before, "agent": None}
+
+    def again():
+        """The lease, but for where its agent is, once that is another one."""
+        now = bed.lease("pilot")
+        return now["state"] == "connected" and now["agent"] != before["agent"] and {**now, "agent": None}
+
+    assert eventually(again) == {**before, "agent": None}
     os.kill(int(made["RELAY_AGENT_PID"]), signal.SIGTERM)
     eventually(lambda: bed.lease("pilot") is None)
 

@@ -26,8 +26,6 @@ SCRIPT = f"""#!/bin/sh
 head -c {MEGABYTES}M /dev/urandom > data.out
 sha256sum < data.out
 """
-#: The relays' control port.
-PORT = GRID.variable("grid_relay_port")
 #: A pilot on each.
 WORKERS = ("alpha-wn1", "alpha-wn2", "beta-wn1", "beta-wn2")
 #: Forget every connection: a delete request of ctnetlink without a tuple (linux/netfilter/nfnetlink_conntrack.h).
@@ -112,7 +110,9 @@ class Pilot:
             "--server %s --proxy %s --cadir /etc/grid-security/certificates --state %s"
         )
         paths = f"{self.made.directory}/proxy.pem", f"{self.made.directory}/knock.json"
-        return str(self.worker.run(command, self.made.account, f"{GRID.fqdn(self.relay)}:{PORT}", *paths).stderr)
+        return str(
+            self.worker.run(command, self.made.account, f"{GRID.fqdn(self.relay)}:{control_port()}", *paths).stderr
+        )
 
 
 class Run:
@@ -159,6 +159,11 @@ class Run:
         took = time.monotonic() - since
         told = as_user(self.job.node, self.job.owner, f"sha256sum < {self.job.name}.data; rm -f {self.job.name}.data")
         return Ended(ad, self.job.read("log"), told[1].strip() == self.job.read("out").strip(), took)
+
+
+def control_port() -> int:
+    """Return where the relays listen for agents."""
+    return int(GRID.variable("grid_relay_port"))
 
 
 # -- faults: each takes what it breaks from the bed, and returns how its job ended ----------------------------------
@@ -297,7 +302,7 @@ def relay_has_no_descriptors_left(bed):
         ok(relay, f"mkdir -p $(dirname {limit}) && printf '[Service]\nLimitNOFILE=64\n' > {limit} && {restart}")
         try:
             until("the pilot's agent is there again", there, 60)
-            ok(relay, f"systemd-run --quiet --unit %s python3 -c %s {PORT}", unit, CROWD)
+            ok(relay, f"systemd-run --quiet --unit %s python3 -c %s {control_port()}", unit, CROWD)
             said = "journalctl --unit pilotbed-relay --since -60s --grep accept_paused"
             until("the relay has run out of descriptors", lambda: relay.run(said).rc == 0, 30)
             assert "event=registered" not in pilot.knock()
