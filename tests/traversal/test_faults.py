@@ -116,16 +116,20 @@ class Pilot:
 
 
 class Run:
-    """A job that waits on a worker for its fault, there or on one of the spare pilots; a context that removes it."""
+    """A job that waits on a worker for its fault; it starts again there, or on the spare pilot. A context.
+
+    It takes the proxy that is there: a fresh one would be delegated to all jobs, which is another matter.
+    """
 
     def __init__(self, jobs: Jobs, pilot: Pilot, *spare: Pilot, extra: str = "") -> None:
         self.pilot = pilot
-        names = " || ".join(f'split(TARGET.Name, "@")[1] == "{each.made.name}"' for each in (pilot, *spare))
+        # The pool remembers a lost pilot for a while: who starts again is not to be sent there in vain.
+        first, other = (f'split(TARGET.Name, "@")[1] == "{each.made.name}"' for each in (pilot, *spare, pilot)[:2])
         described = (
-            f'requirements = {names}\nrank = split(TARGET.Name, "@")[1] == "{pilot.made.name}"\n'
+            f"requirements = (MY.NumJobStarts ?: 0) == 0 ? {first} : {other}\n"
             f'transfer_output_files = data.out\ntransfer_output_remaps = "data.out = @NAME@.data"\n{extra}'
         )
-        self.job: Job = jobs.submit(walk.WALKERS[0], replace(pilot.site, name="ways"), SCRIPT, described)
+        self.job: Job = jobs.submit(walk.WALKERS[0], replace(pilot.site, name="ways"), SCRIPT, described, proxy="true")
 
     def __enter__(self) -> "Run":
         until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot), 120)
@@ -294,11 +298,13 @@ def relay_has_no_descriptors_left(bed):
     relay, unit = host(pilot.relay), "pilotbed-test-crowd"
     limit = "/run/systemd/system/pilotbed-relay.service.d/test.conf"
     restart = "systemctl daemon-reload && systemctl restart pilotbed-relay"
+    kept = number_of_kept(relay)
 
     def there():
         return pilot.lease()["state"] == "connected"
 
     with bed.run(pilot) as run:
+        until("systemd keeps the job's connection", lambda: number_of_kept(relay) > kept, 30)
         ok(relay, f"mkdir -p $(dirname {limit}) && printf '[Service]\nLimitNOFILE=64\n' > {limit} && {restart}")
         try:
             until("the pilot's agent is there again", there, 60)

@@ -46,9 +46,9 @@ def name(pilot):
 
 
 def test_ssh_to_job(running, name):
-    code, said = as_user(
-        running.node, running.owner, f"timeout 60 condor_ssh_to_job {running.id} 'hostname; cat _condor_stdout'"
-    )
+    """The schedd hears where the starter is with its next update (SHADOW_QUEUE_UPDATE_INTERVAL)."""
+    command = f"timeout 60 condor_ssh_to_job -auto-retry {running.id} 'hostname; cat _condor_stdout'"
+    code, said = as_user(running.node, running.owner, command)
     assert (code, said.split("\n")[-3:]) == (0, [name, f"said on {name}", ""]), said
 
 
