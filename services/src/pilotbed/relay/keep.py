@@ -56,7 +56,8 @@ class Keeper:
         self._room -= 1
         name = secrets.token_hex(8)
         parts = (joint.outer.fileno(), joint.inner.fileno()), *pipes
-        for part, descriptors in zip(_PARTS, parts, strict=True):
+        # The sockets come last: without them nobody takes what was handed over before this process was killed.
+        for part, descriptors in reversed(list(zip(_PARTS, parts, strict=True))):
             if descriptors:
                 # A peer that hangs up is for the relay to hear of, not a reason to keep no longer (FDPOLL).
                 notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}.{part}", descriptors)
