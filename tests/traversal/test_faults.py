@@ -311,7 +311,6 @@ def relay_has_no_descriptors_left(bed):
             ok(relay, f"systemd-run --quiet --unit %s python3 -c %s {control_port()}", unit, CROWD)
             said = "journalctl --unit pilotbed-relay --since -60s --grep accept_paused"
             until("the relay has run out of descriptors", lambda: relay.run(said).rc == 0, 30)
-            assert "event=registered" not in pilot.knock()
             run.go_on()
             time.sleep(15)
         finally:
