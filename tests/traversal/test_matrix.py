@@ -126,14 +126,32 @@ def test_cell(outcomes, cell):
     assert found.verdict == EXPECTED[cell.submit, cell.worker][TRAVERSALS.index(cell.way)], found.evidence
 
 
+def leases():
+    """Every lease of every relay, also those that have ended, with its relay's full name."""
+    return [
+        lease | {"relay": GRID.fqdn(relay)}
+        for relay in GRID.names("relay")
+        for state in [status(host(relay))]
+        for lease in [*state["leases"], *state["ended_leases"]]
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("submit", ["public", "NAT"])
 @pytest.mark.parametrize("worker", WORKERS)
-def test_relay_counted_every_byte(outcomes, submit, worker):
-    """The lease by which the claim came has carried the job's files both ways, by the relay's own count."""
-    name, _, port = outcomes[Cell(submit, worker, "relay")].ad["MachineAttrGLIDEIN_Relay_Address0"].rpartition(":")
-    relay = next(host(relay) for relay in GRID.names("relay") if GRID.fqdn(relay) == name)
-    lease = next(lease for lease in status(relay)["leases"] if lease["port"] == int(port))
-    assert min(lease["bytes_inward"], lease["bytes_outward"]) > MEGABYTES << 20
+def test_claim_came_through_the_relay(outcomes, submit, worker):
+    """By the relay's own count. The files go another way: the pilot connects to the schedd for them."""
+    place = outcomes[Cell(submit, worker, "relay")].ad["MachineAttrGLIDEIN_Relay_Address0"]
+    lease = next(lease for lease in leases() if f"{lease['relay']}:{lease['port']}" == place)
+    assert lease["streams_total"] > 0
+    assert min(lease["bytes_inward"], lease["bytes_outward"]) > 10_000, "claim, job and proxy in, what came of it out"
+
+
+def test_files_came_through_the_relay_of_the_schedd_behind_NAT(outcomes):
+    name = submit_of("NAT")
+    mine = [lease for lease in leases() if lease["pilot"] == name]
+    wanted = len(WORKERS) * MEGABYTES << 20
+    for way in ("bytes_inward", "bytes_outward"):
+        assert sum(lease[way] for lease in mine) > wanted, mine
 
 
 @pytest.mark.parametrize("flavour", ["filter", "sealed"])
