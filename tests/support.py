@@ -222,7 +222,8 @@ class Job:
         """Wait until the payload has come to HOLD; return the worker and the process there."""
 
         def look() -> tuple[Host, Process] | None:
-            if self.status() not in ("idle", "running"):
+            # Unknown: while its schedd starts, there is a moment in which neither queue nor history has the job.
+            if self.status() not in ("idle", "running", "unknown"):
                 pytest.fail(f"job {self.id} does not wait, it is {self.status()}: {self.read('log')}")
             for worker in map(host, site.workers):
                 if found := next((process for process in processes(worker) if process.args == self.hold), None):
