@@ -182,6 +182,30 @@ def test_glexec_looks_at_the_end_of_a_proxy_first(filtered_site, seconds, code, 
         worker.run("rm -f %s", proxy)
 
 
+def test_another_users_certificate_behind_ones_own_proxy_gives_nobodys_account(filtered_site, submit, alice, bob):
+    """LCMAPS takes the name from the last certificate that is no CA's, though it has verified the first."""
+    worker = host(filtered_site.workers[0])
+    account = ok(worker, "stat -c %%U %s", until("a pilot", lambda: work_dirs(worker))[0]).strip()
+    ok(submit, "runuser -l %s -c %s", alice.account, "voms-proxy-init --quiet --voms " + f"gridlab:{alice.fqan}")
+    own = ok(submit, "runuser -l %s -c %s", alice.account, "cat /tmp/x509up_u$(id -u)")
+    other = ok(submit, "runuser -l %s -c %s", bob.account, "cat ~/.globus/usercert.pem")
+    path = "/var/tmp/pilotbed-test-proxy.pem"
+
+    def glexec(proxy):
+        write(worker, path, proxy, account)
+        return worker.run(
+            "cd / && runuser -u %s -- env GLEXEC_CLIENT_CERT=%s /usr/sbin/glexec /usr/bin/id -un", account, path
+        )
+
+    try:
+        assert glexec(own).rc == 0, "control: by itself the proxy is good"
+        done = glexec(own + other)
+        assert (done.rc, done.stdout) == (201, "")
+        assert "not of one chain" in done.stderr
+    finally:
+        worker.run("rm -f %s", path)
+
+
 # -- MyProxy -------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ It is C code that parses an attacker's bytes, so it neither runs as root nor in 
 
 import contextlib
 import ctypes
+import itertools
 import os
 import pwd
 import resource
@@ -19,7 +20,7 @@ from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refus
 
 PATIENCE = 30.0  # seconds; a mapping takes 0.02
 _ANSWER = struct.Struct("=BII256s256s")  # verdict, uid, gid, DN, FQAN
-_MAPPED, _EXPIRED, _UNREADABLE, _REFUSED, _BROKEN = range(5)
+_MAPPED, _EXPIRED, _UNREADABLE, _REFUSED, _BROKEN, _MIXED = range(6)
 _CREDENTIAL_DN, _CREDENTIAL_VO_MAPPING = 5, 110  # lcmaps_cred_data.h
 
 
@@ -60,6 +61,9 @@ def identify(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> Identity:
     dn, fqan = (raw.rstrip(b"\0").decode(errors="replace") for raw in (raw_dn, raw_fqan))
     if verdict == _EXPIRED:
         raise Refusal(CLIENT_ERROR, "the proxy has expired: renew it")
+    if verdict == _MIXED:
+        reason = "GLEXEC_CLIENT_CERT holds certificates that are not of one chain: each must be signed by the next"
+        raise Refusal(CLIENT_ERROR, reason)
     if verdict == _UNREADABLE:
         raise Refusal(CLIENT_ERROR, "GLEXEC_CLIENT_CERT holds no certificate chain in PEM form")
     if verdict == _BROKEN:
@@ -114,8 +118,16 @@ def _ask(pem: bytes) -> tuple[int, int, int, bytes, bytes]:
     crypto.OPENSSL_sk_value.argtypes = [ctypes.c_void_p, ctypes.c_int]
     crypto.X509_get0_notAfter.argtypes = crypto.X509_cmp_current_time.argtypes = [ctypes.c_void_p]
     crypto.OPENSSL_sk_value.restype = crypto.X509_get0_notAfter.restype = ctypes.c_void_p
-    for index in range(crypto.OPENSSL_sk_num(chain)):
-        if crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(crypto.OPENSSL_sk_value(chain, index))) < 0:
+    certificates = [crypto.OPENSSL_sk_value(chain, index) for index in range(crypto.OPENSSL_sk_num(chain))]
+    # LCMAPS 1.6.6 verifies the first certificate, but takes the name from the last that is no CA's: with the public
+    # certificate of somebody else behind one's own proxy, one was mapped as that somebody.
+    crypto.X509_get0_pubkey.argtypes, crypto.X509_get0_pubkey.restype = [ctypes.c_void_p], ctypes.c_void_p
+    crypto.X509_verify.argtypes = [ctypes.c_void_p] * 2
+    for certificate, issuer in itertools.pairwise(certificates):
+        if crypto.X509_verify(certificate, crypto.X509_get0_pubkey(issuer)) != 1:
+            return _MIXED, 0, 0, b"", b""
+    for certificate in certificates:
+        if crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(certificate)) < 0:
             return _EXPIRED, 0, 0, b"", b""
 
     if lcmaps.lcmaps_init(None) != 0:
