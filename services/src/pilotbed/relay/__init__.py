@@ -151,12 +151,7 @@ class Joint:
 
     def cut(self, error: OSError | None = None) -> None:
         """End both directions at once, by resets; `ended` hears of `error`, and of nothing without one."""
-        _joints.discard(self)
-        for direction in self._directions:
-            direction.stop()
-        self._directions.clear()
-        reset(self.outer)
-        reset(self.inner)
+        self.leave()
         if error:
             self._ended(error)
 
