@@ -782,6 +782,7 @@ class Relay(Service):
             "opened": int(port.lease.opened),
             "expires": int(port.lease.expires),
             "streams": len(port.streams),
+            "streams_kept": sum(bool(stream.kept) for stream in port.streams.values()),
             "streams_total": port.total,
             "bytes_inward": port.traffic.inward,
             "bytes_outward": port.traffic.outward,
