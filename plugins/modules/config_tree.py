@@ -75,6 +75,11 @@ def _ours(unit):
     return unit.startswith("pilotbed-") and unit.endswith(".service")
 
 
+def _package():
+    """Return the files of our package: programs in Python, and what else a service hands on, such as the pilot's."""
+    return (path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
 def _newest(paths):
     """Return when the last one of these files changed, in seconds since the epoch."""
     return max((path.stat().st_ctime for path in paths if path.exists()), default=0)
@@ -167,7 +172,7 @@ class Tree:
         states = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.strip().split("\n\n")]
         # By time, not by what this run changed: a run that was cut off between file and restart is made good.
         newest = _newest(map(Path, self.wanted["files"]))
-        package = max(newest, _newest(PACKAGE.rglob("*.py"))) if any(map(_ours, names)) else newest
+        package = max(newest, _newest(_package())) if any(map(_ours, names)) else newest
         restart = bool(self.changed) or self.wanted["restart"]
         settled = ("enabled", "static", "generated", "indirect", "alias")
         enable, touched = [], []

@@ -112,6 +112,16 @@ def test_what_must_not_exist_is_removed_once(tmp_path: Path) -> None:
     assert not apply({path: entry(None)})["changed"]
 
 
+def test_a_service_hands_on_more_of_the_package_than_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_tree, "PACKAGE", tmp_path)
+    for name in ("a.py", "glidein/startup.sh", "__pycache__/a.cpython-313.pyc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert {path.name for path in config_tree._package()} == {"a.py", "startup.sh"}
+
+
 @pytest.mark.parametrize("dangling", [False, True])
 def test_of_a_symbolic_link_only_the_link_is_removed(tmp_path: Path, dangling: bool) -> None:
     target, link = tmp_path / "available", tmp_path / "enabled"
