@@ -273,10 +273,32 @@ for variable in ${!_CONDOR_@}; do unset "$variable"; done
 env -u X509_USER_PROXY CONDOR_CONFIG="$config" LD_LIBRARY_PATH="$condor/lib" "$condor/sbin/condor_master" -f &
 master=$!
 agent=$(gconfig_get RELAY_AGENT_PID)
-if [[ -n $agent ]]; then
-    # Without its port the pilot is of no use to anybody.
-    while kill -0 "$agent" 2>/dev/null; do sleep 5; done && kill -QUIT "$master" 2>/dev/null &
-fi
+
+# The collectors as /proc/net/tcp writes them: ADDRESS:PORT in hexadecimal, the address in the host's byte order.
+collectors=$(
+    for each in $(gconfig_get GLIDEIN_Collector | tr ',' ' '); do
+        each=${each%%\?*}
+        getent ahostsv4 "${each%:*}" | while IFS=' .' read -r a b c d _; do
+            printf '%02X%02X%02X%02X:%04X\n' "$d" "$c" "$b" "$a" "${each##*:}"
+        done
+    done | sort -u
+)
+# Whether a connection of ours to a collector has been without an acknowledgement for some 15 s (six retransmissions).
+collector_lost() {
+    awk -v uid="$UID" -v collectors="$collectors" '
+        $4 == "01" && $8 == uid && $7 > "00000005" && index(collectors, $3) { found = 1 }
+        END { exit !found }' /proc/net/tcp
+}
+watch() {
+    while sleep 5 && kill -0 "$master"; do
+        # Without its port the pilot is of no use to anybody.
+        [[ -z $agent ]] || kill -0 "$agent" || kill -QUIT "$master"
+        # TCP itself waits a quarter of an hour, as it does after a NAT has forgotten its connections. Meanwhile the pool
+        # matches an old ad, whose claim is refused. Told to reconfigure, master and startd connect anew.
+        ! collector_lost || kill -HUP "$master"
+    done 2>/dev/null
+}
+watch &
 while wait "$master"; status=$?; [[ $status -gt 128 ]] && kill -0 "$master" 2>/dev/null; do :; done
 
 for log in "$local_dir"/log/{MasterLog,StartLog,SharedPortLog,StarterLog*} "$local_dir/relay.log"; do
