@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import LabError, bench, image
+from . import LabError, bench, enclosure, image
 from .document import publish, table, write
 
 #: Between markers of this name the tables stand in docs/relay.md.
@@ -28,26 +28,6 @@ TIMEOUT = 1200
 #: Where the image is mounted, in a mount namespace of the bench's own: for everybody else an empty directory.
 SCRATCH = Path("/run/pilotbed-bench")
 
-#: Run as `sh -euc`, with image, checkout's sources and an empty directory as arguments.
-ENCLOSE = r"""
-image=$1 sources=$2 scratch=$3
-mount -t tmpfs tmpfs "$scratch"
-mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
-mount -t overlay pilotbed -o "lowerdir=$image,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
-cd "$scratch/root"
-mount --rbind /dev dev
-mount -t tmpfs tmpfs dev/shm
-mount -t proc proc proc
-mount -t sysfs sysfs sys
-mount -t tmpfs tmpfs run
-mount -t tmpfs tmpfs tmp
-mkdir -p opt/pilotbed
-mount --bind "$sources" opt/pilotbed
-exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/root \
-    PYTHONPATH=/opt/pilotbed PYTHONDONTWRITEBYTECODE=1 \
-    python3 -c "from pilotbed.lab import bench_ways; bench_ways.main()"
-"""
-
 
 def enclosed(root: Path, sources: Path) -> dict[str, Any]:
     """Run `bench_ways` over the image at ``root``, with the modules below ``sources``; return what it found.
@@ -56,12 +36,8 @@ def enclosed(root: Path, sources: Path) -> dict[str, Any]:
         LabError: it failed; the reason is on stderr.
     """
     SCRATCH.mkdir(exist_ok=True)
-    # A killed bench takes the first process of its namespaces with it, and that one everything.
-    command = [
-        "setpriv", "--pdeathsig", "KILL",
-        "unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "--",
-        "sh", "-euc", ENCLOSE, "sh", str(root), str(sources), str(SCRATCH),
-    ]  # fmt: skip
+    program = "from pilotbed.lab import bench_ways; bench_ways.main()"
+    command = enclosure.command(root, SCRATCH, "python3", "-c", program, modules=sources)
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
