@@ -18,12 +18,27 @@ from pilotbed.glexec.policy import AUTHORISATION_ERROR, SYSTEM_ERROR, Conf, Refu
 GOOD = """\
 # a comment
 [glexec]
+linger = yes
+use_lcas = no
+user_identity_switch_by = glexec
 user_white_list = .pilot, factory
+group_white_list = glpilot
 pool_accounts = .gl
 lcmaps_db_file = /etc/lcmaps/x.db
+lcmaps_log_file = /var/log/lcmaps
 lcmaps_debug_level = 5
+lcmaps_get_account_policy = glexec_get_account
+log_destination = file
+log_file = "/var/log/glexec"
+create_target_proxy = no
 preserve_env_variables = LANG, X509_CERT_DIR
+epilogue = /usr/libexec/site/epilogue
+epilogue_timeout = 20
 sandbox_handover = yes
+logging_only = yes
+sweep_directories = /tmp /scratch
+payload_processes = 500
+tracking_gids = 65000-65049
 """
 MINIMAL = "user_white_list = .pilot\npool_accounts = .gl\n"
 
@@ -40,18 +55,32 @@ class TestConf:
     def test_every_key_is_read(self) -> None:
         assert policy.parse_conf(GOOD) == Conf(
             user_white_list=(".pilot", "factory"),
+            group_white_list=("glpilot",),
             pool_accounts=(".gl",),
             lcmaps_db_file="/etc/lcmaps/x.db",
-            lcmaps_log_file="",
+            lcmaps_log_file="/var/log/lcmaps",
             lcmaps_debug_level=5,
+            lcmaps_get_account_policy="glexec_get_account",
+            log_destination="file",
+            log_file="/var/log/glexec",
+            create_target_proxy=False,
             preserve_env_variables=("LANG", "X509_CERT_DIR"),
+            epilogue="/usr/libexec/site/epilogue",
+            epilogue_timeout=20,
             sandbox_handover=True,
+            logging_only=True,
+            sweep_directories=("/tmp", "/scratch"),
+            payload_processes=500,
+            tracking_gids=range(65000, 65050),
         )
+        assert {line.split(" =")[0] for line in GOOD.splitlines()[2:]} == set(Conf.__dataclass_fields__)
 
     def test_what_is_not_said_is_not_allowed(self) -> None:
         conf = policy.parse_conf(MINIMAL)
         assert not conf.sandbox_handover
-        assert conf.preserve_env_variables == ()
+        assert not conf.logging_only
+        assert conf.preserve_env_variables == conf.group_white_list == ()
+        assert list(conf.tracking_gids) == []
 
     @pytest.mark.parametrize(
         ("text", "named"),
@@ -69,6 +98,17 @@ class TestConf:
             (MINIMAL + "lcmaps_db_file = lcmaps.db\n", "lcmaps.db"),
             (MINIMAL + "lcmaps_debug_level = 6\n", "'6'"),
             (MINIMAL + "sandbox_handover = maybe\n", "maybe"),
+            (MINIMAL + "logging_only = true\n", "true"),
+            (MINIMAL + "use_lcas = yes\n", "use_lcas"),
+            (MINIMAL + "user_identity_switch_by = lcmaps\n", "user_identity_switch_by"),
+            (MINIMAL + "log_destination = file\n", "log_file"),
+            (MINIMAL + "log_file = glexec.log\n", "glexec.log"),
+            (MINIMAL + "epilogue = cleanup\n", "cleanup"),
+            (MINIMAL + "epilogue_timeout = -1\n", "-1"),
+            (MINIMAL + "sweep_directories = tmp\n", "'tmp'"),
+            (MINIMAL + "payload_processes = many\n", "many"),
+            (MINIMAL + "tracking_gids = 0-100\n", "0-100"),
+            (MINIMAL + "tracking_gids = 65000\n", "65000"),
         ],
     )
     def test_a_mistake_is_refused_and_named(self, text: str, named: str) -> None:
@@ -88,7 +128,7 @@ class TestConf:
         except Refusal as refusal:
             assert refusal.code == SYSTEM_ERROR
         else:
-            assert conf.user_white_list and conf.pool_accounts
+            assert (conf.user_white_list or conf.group_white_list) and conf.pool_accounts
 
 
 class TestLists:
@@ -111,6 +151,20 @@ class TestLists:
     )
     def test_listed(self, account: str, patterns: tuple[str, ...], expected: bool) -> None:
         assert policy.listed(account, patterns) is expected
+
+
+class TestCaller:
+    conf = Conf(user_white_list=(".pilot",), group_white_list=("robots",))
+
+    @pytest.mark.parametrize(("name", "groups"), [("pilot001", []), ("factory", ["users", "robots"])])
+    def test_named_by_account_or_by_group(self, name: str, groups: list[str]) -> None:
+        policy.check_caller(name, groups, self.conf)
+
+    @pytest.mark.parametrize(("name", "groups"), [("alice", ["users"]), ("robots", []), ("root", ["root"])])
+    def test_nobody_else(self, name: str, groups: list[str]) -> None:
+        with pytest.raises(Refusal) as caught:
+            policy.check_caller(name, groups, self.conf)
+        assert caught.value.code == AUTHORISATION_ERROR
 
 
 class TestTarget:
@@ -200,7 +254,7 @@ class TestLogLine:
         assert line.count('"') == 2
 
     def test_long_text_is_cut(self) -> None:
-        assert len(policy.printable("x" * 100_000)) < 600
+        assert len(policy.record({"id": "x" * 100_000})) < 600
 
 
 HYBRID = (
@@ -226,21 +280,6 @@ class TestCgroup:
     )
     def test_own_cgroup(self, mountinfo: str, cgroup: str, expected: str) -> None:
         assert policy.unified_cgroup(mountinfo, cgroup) == expected
-
-    def test_fields_of_stat_behind_a_hostile_name(self) -> None:
-        fields = " ".join(str(number) for number in range(5, 53))
-        stat = f"17 (a) S 1 (b)) S 4 {fields}\n"
-        assert policy.parent(stat) == 4
-        assert policy.start_time(stat) == 22
-
-    def test_fields_of_a_real_process(self) -> None:
-        assert policy.parent(Path("/proc/self/stat").read_text()) == os.getppid()
-
-    def test_descendants(self) -> None:
-        parents = {1: 0, 2: 1, 3: 2, 4: 3, 5: 1, 6: 5, 7: 7}
-        assert policy.descendants(2, parents) == {3, 4}
-        assert policy.descendants(1, parents) == {2, 3, 4, 5, 6}
-        assert policy.descendants(4, parents) == set()
 
 
 class TestSandbox:

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from .policy import AUTHORISATION_ERROR, CANNOT_EXECUTE, CLIENT_ERROR, CONTROL, FORWARDED_SIGNALS, REFUSED, SYSTEM_ERROR
 
@@ -28,7 +29,7 @@ def main() -> int:
     command = sys.argv[1:]
     if command[:1] == ["--"]:
         command = command[1:]
-    elif command[:1] == ["-V"]:
+    elif command[:1] in (["-V"], ["-v"]):
         print("glexec 0.9 (pilotbed's, with the interface of gLExec 0.9)")
         return 0
     elif command[:1] == ["-h"]:
@@ -39,9 +40,10 @@ def main() -> int:
     if not command:
         return _failed(CLIENT_ERROR, "no command given: see glexec -h")
     # NoNewPrivileges is inherited and for ever, and makes sudo powerless: say so in plain words.
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        if "NoNewPrivs:\t1" in status.read():
-            return _failed(SYSTEM_ERROR, "the caller runs under NoNewPrivileges: the change of identity is impossible")
+    if "NoNewPrivs:\t1" in Path("/proc/self/status").read_text(errors="replace"):
+        return _failed(SYSTEM_ERROR, "the caller runs under NoNewPrivileges: the change of identity is impossible")
+    if os.statvfs(SUDO).f_flag & os.ST_NOSUID:
+        return _failed(SYSTEM_ERROR, f"{SUDO} is on a nosuid mount: the change of identity is impossible")
     return _run(command)
 
 

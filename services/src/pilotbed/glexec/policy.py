@@ -42,15 +42,31 @@ class Refusal(Exception):
 class Conf:
     """The keys of glexec.conf that this glexec knows; names and meanings are gLExec's unless marked."""
 
-    user_white_list: tuple[str, ...]
-    pool_accounts: tuple[str, ...]  # ours: the only accounts that a payload may get
+    user_white_list: tuple[str, ...] = ()
+    group_white_list: tuple[str, ...] = ()
+    pool_accounts: tuple[str, ...] = ()  # ours: the only accounts that a payload may get
     lcmaps_db_file: str = "/etc/lcmaps/lcmaps-glexec.db"
     lcmaps_log_file: str = ""  # empty: syslog
     lcmaps_debug_level: int = 3
+    lcmaps_get_account_policy: str = "glexec"
+    log_destination: str = "syslog"  # or file
+    log_file: str = ""
+    create_target_proxy: bool = True
     preserve_env_variables: tuple[str, ...] = ()
+    epilogue: str = ""
+    epilogue_timeout: int = 300  # seconds
     sandbox_handover: bool = False  # ours: allows GLEXEC_SANDBOX
+    logging_only: bool = False  # ours: all checks and the log, but the payload runs as the caller
+    sweep_directories: tuple[str, ...] = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - ours: cleared of leftovers
+    payload_processes: int = 0  # ours: limit of an account's processes; 0: none
+    tracking_gids: range = range(0)  # ours: groups of the caller that a batch system tracks by and a payload keeps
+    linger: str = "yes"
+    use_lcas: str = "no"
+    user_identity_switch_by: str = "glexec"
 
 
+#: Keys of gLExec's that have only one meaning here: another value would promise what is not done.
+_FIXED = ("linger", "use_lcas", "user_identity_switch_by")
 # Variables that steer a loader, an interpreter or sudo before the payload's identity is taken, or that glexec sets.
 _NEVER_PRESERVED = re.compile(
     r"LD_.*|DYLD_.*|GCONV_PATH|GLIBC_TUNABLES|PYTHON.*|PERL.*|RUBY.*|BASH_.*|ENV|IFS|PATH|HOME|USER|LOGNAME|SHELL"
@@ -58,6 +74,7 @@ _NEVER_PRESERVED = re.compile(
 )
 _POOL_OR_NAME = re.compile(r"\.?[a-z_][a-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"/[^\s]*")
 _LINE = re.compile(r"([a-z0-9_]+)\s*=\s*(.*)")
 
 
@@ -70,56 +87,97 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
     Raises Refusal (202) that names ``path``, the line and the remedy.
     """
     values: dict[str, str] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
+    for at, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         if not line or line.startswith("#") or (line == "[glexec]" and not values):
             continue
         match = _LINE.fullmatch(line)
         if not match:
-            raise Refusal(SYSTEM_ERROR, f"{path}:{number}: {line!r} is not 'key = value'")
+            raise Refusal(SYSTEM_ERROR, f"{path}:{at}: {line!r} is not 'key = value'")
         key, value = match.groups()
         if key not in Conf.__dataclass_fields__:
             known = ", ".join(Conf.__dataclass_fields__)
-            raise Refusal(SYSTEM_ERROR, f"{path}:{number}: unknown key {key!r}; known: {known}")
+            raise Refusal(SYSTEM_ERROR, f"{path}:{at}: unknown key {key!r}; known: {known}")
         if key in values:
-            raise Refusal(SYSTEM_ERROR, f"{path}:{number}: {key} is set twice; keep one")
+            raise Refusal(SYSTEM_ERROR, f"{path}:{at}: {key} is set twice; keep one")
         values[key] = value.strip('"')
 
-    def names(key: str, form: re.Pattern[str]) -> tuple[str, ...]:
-        found = tuple(values.get(key, "").replace(",", " ").split())
+    def wrong(key: str, what: str) -> Refusal:
+        return Refusal(SYSTEM_ERROR, f"{path}: {key}: {what}")
+
+    def names(key: str, form: re.Pattern[str], what: str) -> tuple[str, ...]:
+        found = tuple(values[key].replace(",", " ").split()) if key in values else getattr(Conf, key)
         for name in found:
             if not form.fullmatch(name):
-                raise Refusal(SYSTEM_ERROR, f"{path}: {key}: {name!r} is neither a name nor a pool such as .pilot")
-        return found
+                raise wrong(key, f"{name!r} is not {what}")
+        return tuple(found)
 
-    def absolute(key: str, default: str) -> str:
-        value = values.get(key, default)
+    def absolute(key: str) -> str:
+        value = values.get(key, getattr(Conf, key))
         if value and not value.startswith("/"):
-            raise Refusal(SYSTEM_ERROR, f"{path}: {key}: {value!r} is not an absolute path")
+            raise wrong(key, f"{value!r} is not an absolute path")
+        return str(value)
+
+    def one_of(key: str, *known: str) -> str:
+        value = values.get(key, known[0])
+        if value not in known:
+            raise wrong(key, f"{value!r} is not {' or '.join(known)}")
         return value
 
-    for key in ("user_white_list", "pool_accounts"):
-        if not names(key, _POOL_OR_NAME):
-            raise Refusal(SYSTEM_ERROR, f"{path}: {key} is missing: without it glexec serves nobody")
-    preserved = names("preserve_env_variables", _VARIABLE)
-    for name in preserved:
-        if _NEVER_PRESERVED.fullmatch(name):
-            raise Refusal(SYSTEM_ERROR, f"{path}: preserve_env_variables: {name} may not be preserved; use GLEXEC_ENV")
-    level = values.get("lcmaps_debug_level", str(Conf.lcmaps_debug_level))
-    if level not in {"0", "1", "2", "3", "4", "5"}:
-        raise Refusal(SYSTEM_ERROR, f"{path}: lcmaps_debug_level: {level!r} is not 0 to 5")
-    handover = values.get("sandbox_handover", "no")
-    if handover not in {"yes", "no"}:
-        raise Refusal(SYSTEM_ERROR, f"{path}: sandbox_handover: {handover!r} is neither yes nor no")
-    return Conf(
-        user_white_list=names("user_white_list", _POOL_OR_NAME),
-        pool_accounts=names("pool_accounts", _POOL_OR_NAME),
-        lcmaps_db_file=absolute("lcmaps_db_file", Conf.lcmaps_db_file),
-        lcmaps_log_file=absolute("lcmaps_log_file", Conf.lcmaps_log_file),
-        lcmaps_debug_level=int(level),
-        preserve_env_variables=preserved,
-        sandbox_handover=handover == "yes",
+    def whole(key: str, highest: int) -> int:
+        value = values.get(key, str(getattr(Conf, key)))
+        if not re.fullmatch("[0-9]{1,9}", value, re.ASCII) or int(value) > highest:
+            raise wrong(key, f"{value!r} is not a number from 0 to {highest}")
+        return int(value)
+
+    for key in _FIXED:
+        one_of(key, getattr(Conf, key))
+    callers, account = "a name, or a pool such as .pilot", "an account, or a pool such as .pilot"
+    conf = Conf(
+        user_white_list=names("user_white_list", _POOL_OR_NAME, callers),
+        group_white_list=names("group_white_list", _POOL_OR_NAME, callers),
+        pool_accounts=names("pool_accounts", _POOL_OR_NAME, account),
+        lcmaps_db_file=absolute("lcmaps_db_file"),
+        lcmaps_log_file=absolute("lcmaps_log_file"),
+        lcmaps_debug_level=whole("lcmaps_debug_level", 5),
+        lcmaps_get_account_policy=values.get("lcmaps_get_account_policy", Conf.lcmaps_get_account_policy),
+        log_destination=one_of("log_destination", "syslog", "file"),
+        log_file=absolute("log_file"),
+        create_target_proxy=one_of("create_target_proxy", "yes", "no") == "yes",
+        preserve_env_variables=names("preserve_env_variables", _VARIABLE, "the name of a variable"),
+        epilogue=absolute("epilogue"),
+        epilogue_timeout=whole("epilogue_timeout", 86400),
+        sandbox_handover=one_of("sandbox_handover", "no", "yes") == "yes",
+        logging_only=one_of("logging_only", "no", "yes") == "yes",
+        sweep_directories=names("sweep_directories", _PATH, "an absolute path"),
+        payload_processes=whole("payload_processes", 1 << 22),
+        tracking_gids=_gids(values.get("tracking_gids", ""), path),
     )
+    if not conf.user_white_list and not conf.group_white_list:
+        raise wrong("user_white_list", "is missing, and group_white_list, too: without them glexec serves nobody")
+    if not conf.pool_accounts:
+        raise wrong("pool_accounts", "is missing: without it no payload gets an account")
+    if conf.log_destination == "file" and not conf.log_file:
+        raise wrong("log_file", "is missing: log_destination = file needs it")
+    for name in conf.preserve_env_variables:
+        if _NEVER_PRESERVED.fullmatch(name):
+            raise wrong("preserve_env_variables", f"{name} may not be preserved; use GLEXEC_ENV")
+    return conf
+
+
+def _gids(value: str, path: str) -> range:
+    """Return the gids of ``first-last``; no system group is among them."""
+    match = re.fullmatch(r"([0-9]{4,9})-([0-9]{4,9})", value, re.ASCII)
+    if value and (not match or int(match[1]) < LOWEST_UID):
+        raise Refusal(SYSTEM_ERROR, f"{path}: tracking_gids: {value!r} is not a range such as 65000-65049")
+    return range(int(match[1]), int(match[2]) + 1) if match else range(0)
+
+
+def check_caller(name: str, groups: Iterable[str], conf: Conf) -> None:
+    """Accept the account ``name``, a member of ``groups``, as caller, or raise Refusal (203)."""
+    if not listed(name, conf.user_white_list) and not any(listed(group, conf.group_white_list) for group in groups):
+        reason = f"{name} is neither in user_white_list nor by a group in group_white_list of {CONF_PATH}"
+        raise Refusal(AUTHORISATION_ERROR, reason)
 
 
 def listed(account: str, patterns: Iterable[str]) -> bool:
@@ -181,14 +239,15 @@ def payload_environment(
     return kept | made | ({"X509_USER_PROXY": proxy} if proxy else {})
 
 
-def printable(text: str, limit: int = 512) -> str:
-    """Return ``text`` as one quoted field of a log line: control characters, quotes and backslashes become ``?``."""
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text[:limit]) + '"'
+def clean(text: str, limit: int = 512) -> str:
+    """Return ``text`` for a terminal or a log line: control characters, quotes and backslashes become ``?``."""
+    return "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text[:limit])
 
 
 def record(fields: Mapping[str, object]) -> str:
     """Return the log line of one call; strings are quoted, so that no field can forge another one or a line."""
-    return " ".join(f"{key}={printable(value) if isinstance(value, str) else value}" for key, value in fields.items())
+    return " ".join(f'{key}="{clean(value)}"' if isinstance(value, str) else f"{key}={value}"
+                    for key, value in fields.items())  # fmt: skip
 
 
 # --- process tree ---------------------------------------------------------------------------------------------------
@@ -212,39 +271,6 @@ def unified_cgroup(mountinfo: str, cgroup: str) -> str:
         if PurePosixPath(own).is_relative_to(root):
             return str(PurePosixPath(mounted) / PurePosixPath(own).relative_to(root))
     return ""
-
-
-def monitor_name(pid_namespace: int, pid: int, start_time: int) -> str:
-    """Return the name of the payload's cgroup: it identifies the monitor beyond doubt, even when pids are used again.
-
-    ``pid_namespace`` is an inode number, ``start_time`` is field 22 of /proc/PID/stat (clock ticks).
-    """
-    return f"glexec-{pid_namespace}-{pid}-{start_time}"
-
-
-def start_time(stat: str) -> int:
-    """Return field 22 of the content of /proc/PID/stat; the command name before it may hold spaces and brackets."""
-    return int(stat.rpartition(")")[2].split()[19])
-
-
-def parent(stat: str) -> int:
-    """Return field 4, the parent's pid, of the content of /proc/PID/stat."""
-    return int(stat.rpartition(")")[2].split()[1])
-
-
-def descendants(pid: int, parents: Mapping[int, int]) -> set[int]:
-    """Return all processes below ``pid``; ``parents`` maps each pid to its parent's."""
-    children: dict[int, list[int]] = {}
-    for child, above in parents.items():
-        children.setdefault(above, []).append(child)
-    found: set[int] = set()
-    rest = [pid]
-    while rest:
-        for child in children.get(rest.pop(), []):
-            if child not in found:
-                found.add(child)
-                rest.append(child)
-    return found
 
 
 # --- sandbox --------------------------------------------------------------------------------------------------------

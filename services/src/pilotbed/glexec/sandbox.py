@@ -25,24 +25,18 @@ from .policy import ACL_NAME, CLIENT_ERROR, SYSTEM_ERROR, Refusal, acl, is_stand
 _OPENAT2 = 437  # the same number on every architecture
 _BELOW = 0x08 | 0x02  # RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
 _STRICTLY_BELOW = _BELOW | 0x04 | 0x01  # RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Sandbox:
-    """The sandbox of one call. It is opened with the caller's rights; the other methods need root."""
+    """The sandbox of one call. All needs root but opening it, which is done with the caller's rights."""
 
-    def __init__(self, path: str, caller_uid: int) -> None:
-        """Open the directory ``path``. Raises Refusal (201)."""
-        if not path.startswith("/"):
-            raise Refusal(CLIENT_ERROR, f"GLEXEC_SANDBOX: {path!r} is not an absolute path")
-        try:
-            self.fd = os.open(path, _DIRECTORY)
-        except OSError as error:
-            raise Refusal(CLIENT_ERROR, f"GLEXEC_SANDBOX: {path}: {error.strerror}") from error
-        self.path = path
-        self.found = os.fstat(self.fd)
+    def __init__(self, path: str, fd: int, caller_uid: int) -> None:
+        """Take the directory ``path``, which was opened as ``fd`` with the caller's rights. Raises Refusal (201)."""
+        self.path, self.fd = path, fd
+        self.found = os.fstat(fd)
+        self.mode = stat.S_IMODE(self.found.st_mode)
         if self.found.st_uid != caller_uid:
             raise Refusal(CLIENT_ERROR, f"GLEXEC_SANDBOX: {path} does not belong to the caller")
         try:
@@ -78,7 +72,7 @@ class Sandbox:
         linked: dict[int, list[str]] = {}  # regular files with several names, by inode
         links: list[str] = []
         unwanted: dict[str, str] = {}
-        _remove_acl(self.fd, stat.S_IMODE(self.found.st_mode) & 0o755)
+        _remove_acl(self.fd, self.mode & 0o755)
         for above, name, fd, found in self._walk(target_uid, self.found.st_uid):
             where = _join(above, name)
             if stat.S_ISLNK(found.st_mode):

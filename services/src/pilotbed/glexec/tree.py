@@ -1,120 +1,133 @@
-"""The payload's processes as one: an own cgroup below the caller's, or, where none can be made, a child subreaper.
+"""The payload's processes as one: an own cgroup below the caller's, or, where none can be made, a PID namespace.
 
 Both end the same way: nothing of the payload is left, whatever it did (setsid, double fork, ignored signals).
 """
 
-# ruff: noqa: PTH208
-
 import contextlib
 import ctypes
 import os
-import re
+import select
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from . import policy
 
 PATIENCE = 10.0  # seconds that killed processes get to disappear
+KILLED = 128 + signal.SIGKILL
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
+_MS_NOSUID_NODEV_NOEXEC, _MS_REC_SLAVE = 0x2 | 0x4 | 0x8, 0x4000 | 0x80000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def adopt_orphans() -> None:
     """Make this process the one that inherits its descendants' orphans. Raises OSError."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _checked("prctl", _PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends. Set it after the change of identity, which clears it."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent (pidfd) ends. Call it after the change of identity."""
+    _checked("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if select.select([parent], [], [], 0)[0]:
+        os._exit(KILLED)
 
 
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+def _checked(function: str, *arguments: object) -> None:
+    if getattr(_libc, function)(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+        raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
 class Tree:
-    """The processes of one payload. ``tracking`` says how they are held together: ``cgroup`` or ``subreaper``."""
+    """The processes of one payload. ``tracking`` says how they are held together: ``cgroup`` or ``pid namespace``."""
 
     def __init__(self) -> None:
-        """Make the cgroup, after having removed what dead monitors have left beside it."""
-        self._cgroup: Path | None = None
-        own = policy.unified_cgroup(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup"))
-        if own:
-            namespace = Path("/proc/self/ns/pid").stat().st_ino
-            _sweep(Path(own), namespace)
-            started = policy.start_time(_read("/proc/self/stat"))
-            made = Path(own) / policy.monitor_name(namespace, os.getpid(), started)
-            with contextlib.suppress(OSError):
+        """Make the cgroup, if one can be made here; ``cgroup`` is its path or empty."""
+        self.cgroup = ""
+        own = policy.unified_cgroup(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+        made = Path(own, f"glexec-{os.getpid()}-{os.urandom(4).hex()}")
+        with contextlib.suppress(OSError):
+            if own:
                 made.mkdir(mode=0o755)
                 if (made / "cgroup.kill").exists():  # Linux 5.14
-                    self._cgroup = made
+                    self.cgroup = str(made)
                 else:
                     made.rmdir()
-        self.tracking = "cgroup" if self._cgroup else "subreaper"
+        self.tracking = "cgroup" if self.cgroup else "pid namespace"
 
-    def enter(self) -> None:
-        """Put the calling process into the cgroup. Raises OSError."""
-        if self._cgroup:
-            (self._cgroup / "cgroup.procs").write_text("0")
+    def spawn(self, payload: Callable[[int], None]) -> int:
+        """Have ``payload`` run in the tree and return the pid to watch; its end is the payload's, with its exit code.
 
-    def kill(self) -> bool:
-        """Kill every process of the payload and every other descendant; tell whether all are gone."""
-        gone = _kill_cgroup(self._cgroup) if self._cgroup else True
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            for pid in policy.descendants(os.getpid(), _parents()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                return gone
-            time.sleep(0.01)
-        return False
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(errors="replace")
-
-
-def _parents() -> dict[int, int]:
-    """Return the parent's pid of every process that can be seen."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                found[int(entry)] = policy.parent(_read(f"/proc/{entry}/stat"))
-    return found
+        ``payload`` never returns and gets a pidfd of its parent. Raises OSError.
+        """
+        parent = os.pidfd_open(os.getpid())
+        ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        if not self.cgroup:
+            _checked("unshare", _CLONE_NEWPID)
+        try:
+            child = os.fork()
+            if child == 0:
+                try:
+                    if self.cgroup:
+                        Path(self.cgroup, "cgroup.procs").write_text("0")
+                        payload(parent)
+                    _be_init(payload, parent)
+                finally:
+                    os._exit(KILLED)
+            return child
+        finally:
+            if not self.cgroup:
+                _checked("setns", ours, _CLONE_NEWPID)
+            os.close(ours)
+            os.close(parent)
 
 
-def _kill_cgroup(cgroup: Path) -> bool:
-    """Kill all in ``cgroup`` (and below) and remove it; tell whether it is gone."""
+def _be_init(payload: Callable[[int], None], parent: int) -> None:
+    """Be the first process of a PID namespace; never returns. All in there end with this one, and it with its parent.
+
+    The payload is the second one: signals that it does not handle would not reach a first process.
+    """
+    die_with_parent(parent)
+    with contextlib.suppress(OSError):  # in a container it may be forbidden: the payload then sees the outer /proc
+        _checked("unshare", _CLONE_NEWNS)
+        _checked("mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC_SLAVE), None)
+        _checked("mount", b"proc", b"/proc", b"proc", ctypes.c_ulong(_MS_NOSUID_NODEV_NOEXEC), None)
+    own = os.pidfd_open(os.getpid())
+    first = os.fork()
+    if first == 0:
+        payload(own)
+    os.closerange(3, 0x7FFFFFFF)
+    for number in policy.FORWARDED_NUMBERS:
+        signal.signal(number, lambda number, _: os.kill(first, number))
+    while True:
+        ended, status = os.wait()
+        if ended == first:
+            os._exit(policy.exit_code(status))
+
+
+def end(cgroup: str) -> bool:
+    """Kill all in the cgroup at this path (empty: there is none) and remove it; tell whether all is gone.
+
+    Collects, too, what has become this process's child: the payload's orphans, or the first process of its namespace.
+    """
     deadline = time.monotonic() + PATIENCE
-    with contextlib.suppress(OSError):
-        (cgroup / "cgroup.kill").write_text("1")
-        while "populated 1" in _read(str(cgroup / "cgroup.events")) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        for below in sorted(cgroup.rglob("*/"), key=lambda path: len(path.parts), reverse=True):
-            below.rmdir()
-        cgroup.rmdir()
-    return not cgroup.exists()
-
-
-def _sweep(parent: Path, namespace: int) -> None:
-    """Kill the payloads below ``parent`` whose monitor, of the same pid namespace, was itself killed."""
-    with contextlib.suppress(OSError):
-        for entry in parent.iterdir():
-            match = re.fullmatch(r"glexec-(\d+)-(\d+)-(\d+)", entry.name)
-            if not match or int(match[1]) != namespace:
-                continue
-            try:
-                alive = policy.start_time(_read(f"/proc/{match[2]}/stat")) == int(match[3])
-            except OSError:
-                alive = False
-            if not alive:
-                _kill_cgroup(entry)
+    made = Path(cgroup)
+    if cgroup and made.exists():
+        with contextlib.suppress(OSError):
+            (made / "cgroup.kill").write_text("1")
+            while "populated 1" in (made / "cgroup.events").read_text() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            for below in sorted(made.rglob("*/"), key=lambda below: len(below.parts), reverse=True):
+                below.rmdir()
+            made.rmdir()
+    gone = not cgroup or not made.exists()
+    while time.monotonic() < deadline:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return gone
+        time.sleep(0.005)
+    return False

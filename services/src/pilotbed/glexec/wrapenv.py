@@ -2,6 +2,8 @@
 
     GLEXEC_ENV=$(glexec_wrapenv) glexec /usr/bin/glexec_unwrapenv -- command [argument...]
 
+Both take ``--exclude=NAME[,NAME...]``, any number of times: variables that stay behind.
+
 The format is base64 of gzip of NUL-terminated ``name=value`` entries, as in /proc/PID/environ. It is unwrapped by the
 payload's own process, with no rights but the payload's.
 """
@@ -49,23 +51,34 @@ def _own() -> dict[bytes, bytes]:
     return _parsed(Path("/proc/self/environ").read_bytes())
 
 
+def _excluded(arguments: list[str]) -> set[bytes]:
+    """Take the leading --exclude options out of ``arguments``; return the names of the variables."""
+    found: set[bytes] = set()
+    while arguments[:1] and arguments[0].startswith("--exclude="):
+        found |= {name.encode() for name in arguments.pop(0).partition("=")[2].split(",")}
+    return found
+
+
 def wrap_main() -> int:
     """Print the own environment, wrapped."""
-    print(wrap(_own()))
+    excluded = _excluded(sys.argv[1:])
+    print(wrap({name: value for name, value in _own().items() if name not in excluded}))
     return 0
 
 
 def unwrap_main() -> int:
     """Execute the command in the environment that GLEXEC_ENV holds, on top of the own one."""
     command = sys.argv[1:]
+    excluded = _excluded(command)
     if command[:1] == ["--"]:
         command = command[1:]
     if not command:
-        print("usage: glexec_unwrapenv -- command [argument...]", file=sys.stderr)
+        print("usage: glexec_unwrapenv [--exclude=NAME] -- command [argument...]", file=sys.stderr)
         return 126
     environment = _own()
     try:
-        environment |= unwrap(environment.pop(b"GLEXEC_ENV", b"").decode()) if b"GLEXEC_ENV" in environment else {}
+        wrapped = unwrap(environment.pop(b"GLEXEC_ENV").decode()) if b"GLEXEC_ENV" in environment else {}
+        environment |= {name: value for name, value in wrapped.items() if name not in excluded}
         os.execvpe(command[0], command, environment)  # noqa: S606
     except FileNotFoundError as error:
         print(f"glexec_unwrapenv: {command[0]}: {error.strerror}", file=sys.stderr)
