@@ -267,14 +267,19 @@ class Bed:
         prepare = CGROUPS[cgroups]
         held = ["unshare", "--mount", "sh", "-ec", f'{prepare}; exec "$@"', "sh"] if prepare else []
         return self._joining([
-            "nsenter", "--target", str(self.pid), "--all", "--wd=/", "--", *held,
+            "nsenter", "--target", str(self.pid), "--all", "--", *held,
             *become, "env", "-i", *(f"{key}={value}" for key, value in given.items()), *argv,
         ])  # fmt: skip
 
     def start(self, *argv: str, **options) -> subprocess.Popen[str]:
         """Start a command in the bed; keywords of `command`."""
+        return self.popen(self.command(*argv, **options))
+
+    @staticmethod
+    def popen(command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start what `command` has returned, or what has been made of that."""
         return subprocess.Popen(
-            self.command(*argv, **options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
 

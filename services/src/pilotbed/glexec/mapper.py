@@ -54,8 +54,6 @@ def _answer(pem: bytes, conf: Conf) -> bytes:
     os.environ.clear()
     os.environ["LCMAPS_DB_FILE"] = conf.lcmaps_db_file
     os.environ["LCMAPS_DEBUG_LEVEL"] = str(conf.lcmaps_debug_level)
-    if conf.lcmaps_log_file:
-        os.environ["LCMAPS_LOG_FILE"] = conf.lcmaps_log_file
     uid, gid, dn, fqan = _ask(pem, conf)
     return _ANSWER.pack(uid, gid, dn[:255], fqan[:255])
 
@@ -77,7 +75,11 @@ def _ask(pem: bytes, conf: Conf) -> tuple[int, int, bytes, bytes]:
         if crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(certificate)) < 0:
             raise Refusal(CLIENT_ERROR, "the proxy has expired: renew it")
 
-    if lcmaps.lcmaps_init(None) != 0:
+    if conf.lcmaps_log_file:
+        failed = lcmaps.lcmaps_init_and_logfile(conf.lcmaps_log_file.encode(), None, ctypes.c_ushort(1))
+    else:
+        failed = lcmaps.lcmaps_init(None)  # syslog, whatever LCMAPS_LOG_FILE says
+    if failed:
         reason = f"LCMAPS does not start: check {conf.lcmaps_db_file} and the node's log (lcmaps)"
         raise Refusal(SYSTEM_ERROR, reason)
     uid = ctypes.c_uint32(0)

@@ -134,14 +134,12 @@ class Sandbox:
                 continue
             try:
                 for name in os.listdir(directory):
-                    try:
-                        fd = os.open(name, _HANDLE, dir_fd=directory)
-                    except OSError:
+                    # Not by st_dev: on overlayfs a file's is not its directory's.
+                    fd = self._open(name, _HANDLE, _STRICTLY_BELOW, directory)
+                    if fd < 0:
                         continue
                     try:
                         found = os.fstat(fd)
-                        if found.st_dev != self.found.st_dev:
-                            continue
                         yield path, name, fd, found
                         if stat.S_ISDIR(found.st_mode) and found.st_uid in owners:
                             rest.append(_join(path, name))
@@ -150,10 +148,13 @@ class Sandbox:
             finally:
                 os.close(directory)
 
-    def _open(self, path: str, flags: int, resolve: int) -> int:
-        """Open ``path`` in the sandbox by openat2(2); return -1 where that fails."""
+    def _open(self, path: str, flags: int, resolve: int, directory: int | None = None) -> int:
+        """Open ``path`` in the sandbox, or in a ``directory`` of it, by openat2(2); return -1 where that fails."""
         how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)
-        return int(_libc.syscall(_OPENAT2, self.fd, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(24)))
+        return int(_libc.syscall(
+            _OPENAT2, self.fd if directory is None else directory, os.fsencode(path), ctypes.byref(how),
+            ctypes.c_size_t(24),
+        ))  # fmt: skip
 
     def _leads_inside(self, path: str) -> bool:
         """Tell whether the link ``path`` ends at something inside the sandbox."""
