@@ -332,7 +332,7 @@ class Bed:
         pool = f"-uid +{first - 1} -uid -{last + 1}"
         found += self.root(f"find /tmp /var/tmp /dev/shm /srv/work -xdev {pool} -printf '%p %u\\n'").splitlines()
         for kind in ("shm", "sem", "msg"):
-            lines = [line.split() for line in self.path(f"/proc/sysvipc/{kind}").read_text().splitlines()]
+            lines = [line.split() for line in self.root(f"cat /proc/sysvipc/{kind}").splitlines()]
             at = lines[0].index("uid")
             owners = {line[1]: int(line[at]) for line in lines[1:]}
             found += [f"{kind} {key} of {self.name(uid)}" for key, uid in owners.items() if first <= uid <= last]
