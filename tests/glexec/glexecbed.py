@@ -352,6 +352,7 @@ class Bed:
             for below in self._cgroup.glob("*/"):
                 until(f"{below} is empty", lambda below=below: "populated 0" in (below / "cgroup.events").read_text())
                 remove_cgroup(below)
+        self.root("ls /run/glexec 2>/dev/null | grep -q -- - && /usr/libexec/pilotbed/glexec-clean || true")
 
 
 def remove_cgroup(path: Path) -> None:

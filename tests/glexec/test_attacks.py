@@ -95,6 +95,14 @@ def descriptor_of_the_pilots_reaches_the_payload(pilot):
     return "the secret" in done.out
 
 
+@attack(patched("apart", "os.set_inheritable(found, False)", "os.set_inheritable(found, True)"))
+def descriptor_of_the_root_parts_reaches_the_payload(pilot):
+    program = "import os; print(*os.listdir('/proc/self/fd'))"
+    done = payload(pilot, program, GLEXEC_SANDBOX=pilot.work, GLEXEC_SOURCE_PROXY=pilot.proxy)
+    assert done.code == 0, done
+    return set(done.out.split()) != {"0", "1", "2", "3"}  # 3: the directory that it lists
+
+
 @attack(patched("root", "    control.set_inheritable(False)\n", "    control.set_inheritable(True)\n"))
 def payload_speaks_to_the_front_end_as_if_it_were_root(pilot):
     program = "import socket; socket.socket(fileno=3).send(b'R\\xcbforged')"

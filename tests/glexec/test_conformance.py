@@ -520,6 +520,15 @@ def conf_lcmaps_log_file(pilot):
 
 
 @row
+def conf_crl_directory(pilot):
+    with pilot.bed.configured(crl_directory="/srv/none"):
+        assert pilot.glexec().code == 0, "no CA is there, so none without a CRL"
+    pilot.bed.root("mkdir /srv/crls; cp /etc/grid-security/certificates/*.0 /srv/crls")
+    with pilot.bed.configured(crl_directory="/srv/crls"):
+        return pilot.glexec()
+
+
+@row
 def conf_log_file(pilot):
     path = "/var/log/glexec.log"
     with pilot.bed.configured(log_destination="file", log_file=path):

@@ -28,6 +28,7 @@ lcmaps_db_file = /etc/lcmaps/x.db
 lcmaps_log_file = /var/log/lcmaps
 lcmaps_debug_level = 5
 lcmaps_get_account_policy = glexec_get_account
+crl_directory = /etc/crls
 log_destination = file
 log_file = "/var/log/glexec"
 create_target_proxy = no
@@ -61,6 +62,7 @@ class TestConf:
             lcmaps_log_file="/var/log/lcmaps",
             lcmaps_debug_level=5,
             lcmaps_get_account_policy="glexec_get_account",
+            crl_directory="/etc/crls",
             log_destination="file",
             log_file="/var/log/glexec",
             create_target_proxy=False,

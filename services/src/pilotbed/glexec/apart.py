@@ -93,8 +93,9 @@ def _received(channel: socket.socket, deadline: float) -> tuple[bytes, int]:
     while len(answer) <= _LARGEST:
         if not select.select([channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return b"", found
-        part, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1)
-        found = fds[0] if fds else found
+        part, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1)  # it ignores its argument flags: no MSG_CMSG_CLOEXEC
+        for found in fds:
+            os.set_inheritable(found, False)
         if not part:
             return answer, found
         answer += part

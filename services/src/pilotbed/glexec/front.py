@@ -42,8 +42,11 @@ def main() -> int:
     # NoNewPrivileges is inherited and for ever, and makes sudo powerless: say so in plain words.
     if "NoNewPrivs:\t1" in Path("/proc/self/status").read_text(errors="replace"):
         return _failed(SYSTEM_ERROR, "the caller runs under NoNewPrivileges: the change of identity is impossible")
-    if os.statvfs(SUDO).f_flag & os.ST_NOSUID:
-        return _failed(SYSTEM_ERROR, f"{SUDO} is on a nosuid mount: the change of identity is impossible")
+    try:
+        if os.statvfs(SUDO).f_flag & os.ST_NOSUID:
+            return _failed(SYSTEM_ERROR, f"{SUDO} is on a nosuid mount: the change of identity is impossible")
+    except OSError as error:
+        return _failed(SYSTEM_ERROR, f"{SUDO}: {error.strerror}")
     return _run(command)
 
 

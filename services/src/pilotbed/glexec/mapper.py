@@ -49,7 +49,9 @@ def _answer(pem: bytes, conf: Conf) -> bytes:
         os.dup2(null, descriptor)
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: int(PATIENCE), resource.RLIMIT_AS: 1 << 30}
     for limit, value in limits.items():
-        resource.setrlimit(limit, (value, value))
+        hard = resource.getrlimit(limit)[1]
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (least, least))
     # The libraries read their environment (X509_VOMS_DIR, LCMAPS_*, VERIFY_PROXY_*): nothing of it may be the caller's.
     os.environ.clear()
     os.environ["LCMAPS_DB_FILE"] = conf.lcmaps_db_file
@@ -74,6 +76,8 @@ def _ask(pem: bytes, conf: Conf) -> tuple[int, int, bytes, bytes]:
     for certificate in certificates:
         if crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(certificate)) < 0:
             raise Refusal(CLIENT_ERROR, "the proxy has expired: renew it")
+        if conf.crl_directory:
+            _check_crl(crypto, certificate, conf.crl_directory)
 
     if conf.lcmaps_log_file:
         failed = lcmaps.lcmaps_init_and_logfile(conf.lcmaps_log_file.encode(), None, ctypes.c_ushort(1))
@@ -111,6 +115,23 @@ def _check_chain(crypto: ctypes.CDLL, certificates: list[int]) -> None:
         if crypto.X509_verify(certificate, crypto.X509_get0_pubkey(issuer)) != 1:
             reason = "GLEXEC_CLIENT_CERT holds certificates that are not of one chain: each must be signed by the next"
             raise Refusal(CLIENT_ERROR, reason)
+
+
+def _check_crl(crypto: ctypes.CDLL, certificate: int, directory: str) -> None:
+    """Raise Refusal (202) if the certificate's issuer is a CA of the ``directory`` without a CRL that can be read.
+
+    LCMAPS takes such a CRL for none, and whoever is on it for good. Validity and signature are LCMAPS's affair.
+    """
+    crypto.X509_issuer_name_hash.argtypes = [ctypes.c_void_p]
+    crypto.X509_issuer_name_hash.restype = ctypes.c_ulong
+    crypto.BIO_new_file.restype = crypto.PEM_read_bio_X509_CRL.restype = ctypes.c_void_p
+    crypto.PEM_read_bio_X509_CRL.argtypes = [ctypes.c_void_p] * 4
+    name = f"{directory}/{crypto.X509_issuer_name_hash(certificate):08x}"
+    if not os.path.exists(f"{name}.0"):  # noqa: PTH110
+        return  # the issuer is no CA: a proxy's is its user; if it is an unknown one, LCMAPS says so
+    file = crypto.BIO_new_file(f"{name}.r0".encode(), b"r")
+    if not file or not crypto.PEM_read_bio_X509_CRL(file, None, None, None):
+        raise Refusal(SYSTEM_ERROR, f"the CRL {name}.r0 is missing or cannot be read: see pilotbed-fetch-crl")
 
 
 def _text(lcmaps: ctypes.CDLL, kind: int) -> bytes:

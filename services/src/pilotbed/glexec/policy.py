@@ -49,6 +49,7 @@ class Conf:
     lcmaps_log_file: str = ""  # empty: syslog
     lcmaps_debug_level: int = 3
     lcmaps_get_account_policy: str = "glexec"
+    crl_directory: str = "/etc/grid-security/certificates"  # ours: a proxy's CA must have a CRL here; empty: need not
     log_destination: str = "syslog"  # or file
     log_file: str = ""
     create_target_proxy: bool = True
@@ -141,6 +142,7 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         lcmaps_log_file=absolute("lcmaps_log_file"),
         lcmaps_debug_level=whole("lcmaps_debug_level", 5),
         lcmaps_get_account_policy=values.get("lcmaps_get_account_policy", Conf.lcmaps_get_account_policy),
+        crl_directory=absolute("crl_directory"),
         log_destination=one_of("log_destination", "syslog", "file"),
         log_file=absolute("log_file"),
         create_target_proxy=one_of("create_target_proxy", "yes", "no") == "yes",

@@ -200,7 +200,8 @@ def _lift_limits() -> list[tuple[int, int]]:
     """
     found = [resource.getrlimit(limit) for limit in LIMITS]
     for limit in LIMITS:
-        resource.setrlimit(limit, (0, 0) if limit == resource.RLIMIT_CORE else (resource.RLIM_INFINITY,) * 2)
+        with contextlib.suppress(ValueError):  # root without CAP_SYS_RESOURCE, in a container
+            resource.setrlimit(limit, (0, 0) if limit == resource.RLIMIT_CORE else (resource.RLIM_INFINITY,) * 2)
     return found
 
 
@@ -222,14 +223,15 @@ def _supervise(order: Order, control: socket.socket, log: Log) -> int:
     """Have the monitor run the payload, clean up whatever happens, and return the exit code. Raises Refusal."""
     adopt_orphans()
     peers = Peers(control, os.pidfd_open(os.getppid()), os.pidfd_open(os.getpid()))
-    tree = Tree()
-    log["tracking"] = tree.tracking
-    case = journal.Case(order.caller.pw_uid, order.target.pw_uid, tree.cgroup, order.target_proxy)
+    case = journal.Case(order.caller.pw_uid, order.target.pw_uid, target_proxy=order.target_proxy)
     case.sweep = () if order.conf.logging_only else order.conf.sweep_directories
     if order.sandbox:
         case.sandbox, case.sandbox_mode = order.sandbox.path, order.sandbox.mode
         case.sandbox_device, case.sandbox_inode = order.sandbox.found.st_dev, order.sandbox.found.st_ino
     entry = journal.enter(case)
+    tree = Tree()
+    log["tracking"], case.cgroup = tree.tracking, tree.cgroup
+    entry.write(case)
     reports, report = os.pipe()
     child = os.fork()
     if child == 0:
@@ -303,6 +305,7 @@ def _recover() -> None:
         if case := entry.read():
             log: Log = {"caller": case.caller, "target": case.target, "reason": "was killed; cleaned up later"}
             try:
+                end(case.cgroup)  # before the sandbox is looked for
                 _clean_up(case, _reopened(case) if case.sandbox else None, log)
             except (OSError, KeyError, Refusal) as error:
                 log["leftover"] = str(error)
