@@ -201,6 +201,16 @@ def test_caller_without_standard_descriptors(pilot):
     assert done.code == 5
 
 
+def test_where_processes_cannot_be_held_together_nothing_runs(pilot):
+    """As in a container: no cgroup to write, and no right to make a namespace."""
+    command = pilot.bed.command(GLEXEC, "/usr/bin/id", cgroups="absent", env=pilot.environment())
+    command.insert(command.index("setpriv") + 1, "--bounding-set=-sys_admin")
+    since = len(pilot.bed.log())
+    done = pilot.bed.finish(pilot.bed.popen(command), since)
+    assert (done.code, done.out) == (202, ""), done
+    assert "unshare" in done.field("reason")
+
+
 # -- kill -9 -------------------------------------------------------------------------------------------------------
 
 
