@@ -126,8 +126,10 @@ class Bed:
         own = policy.unified_cgroup(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
         if not own or not os.access(own, os.W_OK):
             return None
-        for old in Path(own).glob("pilotbed-glexec-*"):
-            with contextlib.suppress(OSError):  # another run's, which still goes on
+        for old in Path(own).glob("pilotbed-glexec-*"):  # of runs that were killed
+            if not Path("/proc", old.name.rpartition("-")[2]).exists():
+                (old / "cgroup.kill").write_text("1")
+                until(f"{old} is empty", lambda old=old: "populated 0" in (old / "cgroup.events").read_text())
                 remove_cgroup(old)
         made = Path(own) / f"pilotbed-glexec-{os.getpid()}"
         made.mkdir()
