@@ -164,7 +164,7 @@ def pilot_sets_a_variable_for_the_root_part(pilot):
         patched("root", "    policy.check_group(account.pw_name, gid, groups)\n", ""))  # fmt: skip
 def captured_mapper_answers_with_another_account(pilot):
     uid, gid = pilot.bed.ids(OTHER_PILOT)
-    with pilot.bed.patched("mapper", "return uid.value, primary[0]", f"return {uid}, {gid}"):
+    with pilot.bed.patched("mapper", "_packed(found.uid, found.gid,", f"_packed({uid}, {gid},"):
         return f"({OTHER_PILOT})" in pilot.glexec().out
 
 
@@ -172,8 +172,8 @@ def captured_mapper_answers_with_another_account(pilot):
         patched("apart", "os.dup2(theirs.fileno(), _CHANNEL)", "os.dup2(theirs.fileno(), 63)"),
         patched("apart", "socket.socket(fileno=_CHANNEL)", "socket.socket(fileno=63)"))  # fmt: skip
 def captured_mapper_holds_the_root_parts_socket(pilot):
-    look = 'import socket; return 21001, 21000, str(socket.socket(fileno=3).type).encode(), b""'
-    with pilot.bed.patched("mapper", "    return uid.value, primary[0], dn, fqan", f"    {look}"):
+    look = "import socket; return _packed(21001, 21000, str(socket.socket(fileno=3).type), ())"
+    with pilot.bed.patched("mapper", "    return _packed(found.uid, found.gid, dn, lcmaps.fqans())", f"    {look}"):
         return pilot.glexec().field("dn") == "5"  # SOCK_SEQPACKET
 
 
@@ -338,7 +338,7 @@ def payload_reaches_its_pilot(pilot):
     return bool(found)
 
 
-@attack(patched("mapper", "return uid.value, primary[0]", "return 21005, 21000"))
+@attack(patched("mapper", "_packed(found.uid, found.gid,", "_packed(21005, 21000,"))
 def payload_reaches_another_users_payload_in_the_same_pilot(pilot):
     sandbox, second = pilot.bed.directory(), pilot.bed.write(f"{pilot.work}/bobs", pilot.bed.proxy("bob"))
     process = pilot.bed.start(

@@ -40,6 +40,10 @@ logging_only = yes
 sweep_directories = /tmp /scratch
 payload_processes = 500
 tracking_gids = 65000-65049
+mapping = service
+mapping_service = ce.example.org:8443
+mapping_credential = /etc/glexec-credential
+mapping_timeout = 5
 """
 MINIMAL = "user_white_list = .pilot\npool_accounts = .gl\n"
 
@@ -74,6 +78,10 @@ class TestConf:
             sweep_directories=("/tmp", "/scratch"),
             payload_processes=500,
             tracking_gids=range(65000, 65050),
+            mapping="service",
+            mapping_service="ce.example.org:8443",
+            mapping_credential="/etc/glexec-credential",
+            mapping_timeout=5,
         )
         assert {line.split(" =")[0] for line in GOOD.splitlines()[2:]} == set(Conf.__dataclass_fields__)
 

@@ -1,8 +1,11 @@
-"""Who is it? LCMAPS under the account ``glexec``, the only part that reads the user's proxy.
+"""Who is it? Asked under the account ``glexec``, in the only parts of glexec that read what others have written.
 
-LCMAPS verifies the chain, the CRLs and the VOMS attribute certificate, and takes or renews the lease of a pool account.
-It is C code that parses an attacker's bytes, so it neither runs as root nor in the process that decides.
+LCMAPS verifies the chain, the CRLs and the VOMS attribute certificate. It is C code that parses an attacker's bytes, so
+it neither runs as root nor in the process that decides. The account then comes from LCMAPS, too (``mapping = local``),
+or from the site's mapping service, which is asked about the verified DN and FQANs by a second process.
 """
+
+from __future__ import annotations
 
 import ctypes
 import itertools
@@ -11,17 +14,21 @@ import pwd
 import resource
 import struct
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .apart import PATIENCE, run_as
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
 
+if TYPE_CHECKING:
+    from pilotbed.lcmaps import Lcmaps
+
 _ANSWER = struct.Struct("=II256s256s")  # uid, gid, DN, FQAN
-_CREDENTIAL_DN, _CREDENTIAL_VO_MAPPING = 5, 110  # lcmaps_cred_data.h
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What LCMAPS says about a proxy: end-entity DN, primary FQAN and the account for them."""
+    """What is known about a proxy: end-entity DN, primary FQAN and the account for them."""
 
     uid: int
     gid: int
@@ -30,42 +37,72 @@ class Identity:
 
 
 def identify(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> Identity:
-    """Return the identity behind ``pem`` (proxy chain with private key), as LCMAPS sees it when it runs as ``account``.
+    """Return the identity behind ``pem`` (proxy chain with private key), as the site sees it; work is ``account``'s.
 
-    Raises Refusal: 201 where the proxy cannot be read or has expired, 203 where LCMAPS refuses it, 202 where LCMAPS
-    fails, crashes or takes longer than PATIENCE. The text of DN and FQAN is untrusted: it is for the log only.
+    Raises Refusal: 201 where the proxy cannot be read or has expired, 203 where LCMAPS or the mapping service refuses
+    it or the service has no answer in time, 202 where LCMAPS fails, crashes or takes longer than PATIENCE. The text of
+    DN and FQAN is untrusted: it is for the log only.
     """
-    answer = run_as(account, lambda: _answer(pem, conf))
+    if conf.mapping == "service":
+        user = run_as(account, lambda: _verified(pem, conf))  # not looked at here, but handed on
+        try:
+            answer = run_as(account, lambda: _asked(user, conf), patience=conf.mapping_timeout)
+        except Refusal as refusal:
+            if refusal.code == AUTHORISATION_ERROR:
+                raise
+            late = f"the mapping service {conf.mapping_service} gave no answer within {conf.mapping_timeout} s"
+            raise Refusal(AUTHORISATION_ERROR, late) from refusal
+    else:
+        answer = run_as(account, lambda: _answer(pem, conf))
     if len(answer) != _ANSWER.size:
         raise Refusal(SYSTEM_ERROR, "the mapper gave no answer: see the node's log (lcmaps)")
     uid, gid, dn, fqan = _ANSWER.unpack(answer)
     return Identity(uid, gid, *(raw.rstrip(b"\0").decode(errors="replace") for raw in (dn, fqan)))
 
 
+# What follows runs in children that are the account. Nothing above imports what they need: root does without.
+
+
+def _packed(uid: int, gid: int, dn: str, fqans: tuple[str, ...]) -> bytes:
+    return _ANSWER.pack(uid, gid, dn.encode()[:255], fqans[0].encode()[:255] if fqans else b"")
+
+
 def _answer(pem: bytes, conf: Conf) -> bytes:
-    """Ask LCMAPS; runs in the child. Raises Refusal."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: int(PATIENCE), resource.RLIMIT_AS: 1 << 30}
-    for limit, value in limits.items():
-        hard = resource.getrlimit(limit)[1]
-        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (least, least))
-    # The libraries read their environment (X509_VOMS_DIR, LCMAPS_*, VERIFY_PROXY_*): nothing of it may be the caller's.
-    os.environ.clear()
-    os.environ["LCMAPS_DB_FILE"] = conf.lcmaps_db_file
-    os.environ["LCMAPS_DEBUG_LEVEL"] = str(conf.lcmaps_debug_level)
-    uid, gid, dn, fqan = _ask(pem, conf)
-    return _ANSWER.pack(uid, gid, dn[:255], fqan[:255])
+    """Have LCMAPS verify the proxy and name its account. Raises Refusal."""
+    lcmaps, dn = _lcmaps(pem, conf)
+    found = lcmaps.run_with_pem(pem)
+    if not found:
+        raise Refusal(AUTHORISATION_ERROR, f"the site gives {dn} no account: see the node's log (lcmaps)")
+    return _packed(found.uid, found.gid, dn, lcmaps.fqans())
 
 
-def _ask(pem: bytes, conf: Conf) -> tuple[int, int, bytes, bytes]:
-    # RTLD_GLOBAL: LCMAPS's modules find the library's symbols there ("undefined symbol: lcmaps_cntArgs" otherwise).
-    lcmaps = ctypes.CDLL("liblcmaps.so.0", mode=ctypes.RTLD_GLOBAL)
+def _verified(pem: bytes, conf: Conf) -> bytes:
+    """Have LCMAPS verify the proxy; return DN and FQANs as the mapping service is asked about them. Raises Refusal."""
+    from pilotbed.mapping import json_face, model
+
+    lcmaps, dn = _lcmaps(pem, conf)
+    if not lcmaps.run_with_pem(pem):  # the account of this policy is nobody: only its yes or no counts
+        raise Refusal(AUTHORISATION_ERROR, f"the proxy of {dn} is not valid here: see the node's log (lcmaps)")
+    try:
+        return json_face.request(model.Subject(dn, lcmaps.fqans()))
+    except model.BadRequest as error:
+        raise Refusal(AUTHORISATION_ERROR, str(error)) from error
+
+
+def _lcmaps(pem: bytes, conf: Conf) -> tuple[Lcmaps, str]:
+    """Return LCMAPS, and the end-entity DN of ``pem``, which LCMAPS has still to verify. Raises Refusal."""
+    from pilotbed.lcmaps import Lcmaps, LcmapsError
+
+    _confine()
+    try:
+        lcmaps = Lcmaps(
+            conf.lcmaps_db_file, conf.lcmaps_get_account_policy, conf.lcmaps_debug_level, conf.lcmaps_log_file
+        )
+    except LcmapsError as error:
+        raise Refusal(SYSTEM_ERROR, str(error)) from error
     crypto = ctypes.CDLL("libcrypto.so.3")
     chain = ctypes.c_void_p()
-    if lcmaps.lcmaps_pem_string_to_x509_chain(ctypes.byref(chain), ctypes.c_char_p(pem)) != 0 or not chain:
+    if lcmaps.library.lcmaps_pem_string_to_x509_chain(ctypes.byref(chain), ctypes.c_char_p(pem)) != 0 or not chain:
         raise Refusal(CLIENT_ERROR, "GLEXEC_CLIENT_CERT holds no certificate chain in PEM form")
     crypto.OPENSSL_sk_num.argtypes = [ctypes.c_void_p]
     crypto.OPENSSL_sk_value.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -78,29 +115,10 @@ def _ask(pem: bytes, conf: Conf) -> tuple[int, int, bytes, bytes]:
             raise Refusal(CLIENT_ERROR, "the proxy has expired: renew it")
         if conf.crl_directory:
             _check_crl(crypto, certificate, conf.crl_directory)
-
-    if conf.lcmaps_log_file:
-        failed = lcmaps.lcmaps_init_and_logfile(conf.lcmaps_log_file.encode(), None, ctypes.c_ushort(1))
-    else:
-        failed = lcmaps.lcmaps_init(None)  # syslog, whatever LCMAPS_LOG_FILE says
-    if failed:
-        reason = f"LCMAPS does not start: check {conf.lcmaps_db_file} and the node's log (lcmaps)"
-        raise Refusal(SYSTEM_ERROR, reason)
-    uid = ctypes.c_uint32(0)
-    primary, secondary = ctypes.POINTER(ctypes.c_uint32)(), ctypes.POINTER(ctypes.c_uint32)()
-    primaries, secondaries = ctypes.c_int(0), ctypes.c_int(0)
-    lease = ctypes.c_char_p()
-    # Policies of a db are tried in turn until one says yes, so the one that is meant is named.
-    policies = (ctypes.c_char_p * 1)(conf.lcmaps_get_account_policy.encode())
-    out = [ctypes.byref(slot) for slot in (uid, primary, primaries, secondary, secondaries, lease)]
-    refused = lcmaps.lcmaps_run_with_pem_and_return_account(
-        None, ctypes.c_char_p(pem), ctypes.c_int(-1), None, ctypes.c_int(1), policies, *out
-    )
-    dn, fqan = _text(lcmaps, _CREDENTIAL_DN), _text(lcmaps, _CREDENTIAL_VO_MAPPING)
-    if refused or primaries.value < 1:
-        who = dn.decode(errors="replace") or "this proxy"
-        raise Refusal(AUTHORISATION_ERROR, f"the site gives {who} no account: see the node's log (lcmaps)")
-    return uid.value, primary[0], dn, fqan
+    lcmaps.library.lcmaps_x509_chain_to_dn.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    lcmaps.library.lcmaps_x509_chain_to_dn.restype = ctypes.c_char_p
+    dn = lcmaps.library.lcmaps_x509_chain_to_dn(certificates[0], chain) or b"this proxy"
+    return lcmaps, dn.decode(errors="replace")
 
 
 def _check_chain(crypto: ctypes.CDLL, certificates: list[int]) -> None:
@@ -134,9 +152,42 @@ def _check_crl(crypto: ctypes.CDLL, certificate: int, directory: str) -> None:
         raise Refusal(SYSTEM_ERROR, f"the CRL {name}.r0 is missing or cannot be read: see pilotbed-fetch-crl")
 
 
-def _text(lcmaps: ctypes.CDLL, kind: int) -> bytes:
-    """Return the first string of LCMAPS's credential data of ``kind``; a VO mapping begins with its FQAN."""
-    lcmaps.getCredentialData.restype = ctypes.POINTER(ctypes.c_char_p)
-    count = ctypes.c_int(0)
-    found = lcmaps.getCredentialData(kind, ctypes.byref(count))
-    return (found[0] or b"") if count.value else b""
+def _asked(user: bytes, conf: Conf) -> bytes:
+    """Ask the mapping service for the account. Raises Refusal (203)."""
+    from pilotbed.mapping import json_face
+    from pilotbed.mapping.client import Client, ServiceError
+
+    _confine()
+    subject, credential = json_face.subject(user), Path(conf.mapping_credential)
+    client = Client(
+        conf.mapping_service, credential / "cert.pem", credential / "key.pem", Path(conf.crl_directory),
+        conf.mapping_timeout,
+    )  # fmt: skip
+    try:
+        answer = client.ask(subject)
+    except ServiceError as error:
+        raise Refusal(AUTHORISATION_ERROR, f"the mapping service does not answer: {error}") from error
+    account = answer.account
+    if not account:
+        raise Refusal(AUTHORISATION_ERROR, answer.reason)
+    try:
+        here = pwd.getpwnam(account.name).pw_uid
+    except KeyError:
+        here = None
+    if here != account.uid:
+        reason = f"the mapping service answers {account.name} with uid {account.uid}, which has uid {here} on this node"
+        raise Refusal(AUTHORISATION_ERROR, reason)
+    return _packed(account.uid, account.gid, subject.dn, subject.fqans)
+
+
+def _confine() -> None:
+    """Take from this process what it does not need."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: int(PATIENCE), resource.RLIMIT_AS: 1 << 30}
+    for limit, value in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (least, least))
+    os.environ.clear()  # libraries read it: nothing of it may be the caller's

@@ -48,7 +48,11 @@ class Conf:
     lcmaps_db_file: str = "/etc/lcmaps/lcmaps-glexec.db"
     lcmaps_log_file: str = ""  # empty: syslog
     lcmaps_debug_level: int = 3
-    lcmaps_get_account_policy: str = "glexec"
+    lcmaps_get_account_policy: str = "glexec"  # with mapping = service: verify
+    mapping: str = "local"  # ours: who names the account, LCMAPS here or the site's mapping service
+    mapping_service: str = ""  # ours: its host name and port, host:port
+    mapping_credential: str = "/etc/grid-security/glexec"  # ours: directory of cert.pem and key.pem, shown to it
+    mapping_timeout: int = 10  # ours: seconds that it has
     crl_directory: str = "/etc/grid-security/certificates"  # ours: a proxy's CA must have a CRL here; empty: need not
     log_destination: str = "syslog"  # or file
     log_file: str = ""
@@ -75,6 +79,7 @@ _NEVER_PRESERVED = re.compile(
 )
 _POOL_OR_NAME = re.compile(r"\.?[a-z_][a-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SERVICE = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}", re.ASCII)
 _PATH = re.compile(r"/[^\s]*")
 _LINE = re.compile(r"([a-z0-9_]+)\s*=\s*(.*)")
 
@@ -133,6 +138,8 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
 
     for key in _FIXED:
         one_of(key, getattr(Conf, key))
+    mapping = one_of("mapping", "local", "service")
+    policy = "glexec" if mapping == "local" else "verify"
     callers, account = "a name, or a pool such as .pilot", "an account, or a pool such as .pilot"
     conf = Conf(
         user_white_list=names("user_white_list", _POOL_OR_NAME, callers),
@@ -141,7 +148,11 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         lcmaps_db_file=absolute("lcmaps_db_file"),
         lcmaps_log_file=absolute("lcmaps_log_file"),
         lcmaps_debug_level=whole("lcmaps_debug_level", 5),
-        lcmaps_get_account_policy=values.get("lcmaps_get_account_policy", Conf.lcmaps_get_account_policy),
+        lcmaps_get_account_policy=values.get("lcmaps_get_account_policy", policy),
+        mapping=mapping,
+        mapping_service=values.get("mapping_service", ""),
+        mapping_credential=absolute("mapping_credential"),
+        mapping_timeout=whole("mapping_timeout", 60),
         crl_directory=absolute("crl_directory"),
         log_destination=one_of("log_destination", "syslog", "file"),
         log_file=absolute("log_file"),
@@ -155,12 +166,19 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         payload_processes=whole("payload_processes", 1 << 22),
         tracking_gids=_gids(values.get("tracking_gids", ""), path),
     )
-    if not conf.user_white_list and not conf.group_white_list:
-        raise wrong("user_white_list", "is missing, and group_white_list, too: without them glexec serves nobody")
-    if not conf.pool_accounts:
-        raise wrong("pool_accounts", "is missing: without it no payload gets an account")
-    if conf.log_destination == "file" and not conf.log_file:
-        raise wrong("log_file", "is missing: log_destination = file needs it")
+    local = conf.mapping == "local"
+    for met, key, what in (
+        (conf.user_white_list or conf.group_white_list, "user_white_list",
+         "is missing, and group_white_list, too: without them glexec serves nobody"),
+        (conf.pool_accounts, "pool_accounts", "is missing: without it no payload gets an account"),
+        (conf.log_destination != "file" or conf.log_file, "log_file", "is missing: log_destination = file needs it"),
+        (local or _SERVICE.fullmatch(conf.mapping_service), "mapping_service",
+         f"{conf.mapping_service!r} is not host:port; mapping = service needs it"),
+        (local or conf.crl_directory, "crl_directory", "is empty: by its CAs mapping = service knows the service"),
+        (local or conf.mapping_timeout, "mapping_timeout", "is 0: give the mapping service a second at least"),
+    ):  # fmt: skip
+        if not met:
+            raise wrong(key, what)
     for name in conf.preserve_env_variables:
         if _NEVER_PRESERVED.fullmatch(name):
             raise wrong("preserve_env_variables", f"{name} may not be preserved; use GLEXEC_ENV")

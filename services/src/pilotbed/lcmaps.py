@@ -1,0 +1,100 @@
+"""LCMAPS 1.6, by ctypes: what glexec's mapper and the site's mapping service ask of it.
+
+It reads its environment and its own files, and belongs into an unprivileged process of one thread. It may live there
+long: its plug-ins read their files (bans, mapfiles, leases) again at every call.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+_VO_MAPPING = 110  # lcmaps_cred_data.h
+
+
+class LcmapsError(Exception):
+    """LCMAPS does not start; the message says where to look."""
+
+
+@dataclass(frozen=True)
+class Posix:
+    """An account as LCMAPS answers it: numbers only."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]  # secondary gids
+
+
+class _VoMapping(ctypes.Structure):
+    """lcmaps_vo_data.h: an FQAN and the group that the groupmapfile gives to it."""
+
+    _fields_ = (("fqan", ctypes.c_char_p), ("group", ctypes.c_char_p), ("gid", ctypes.c_uint32))
+
+
+class Lcmaps:
+    """LCMAPS with one policy; one in a process, ever.
+
+    Args:
+        database: path of its db file.
+        policy: name of the policy in it. Policies of a db are tried in turn until one says yes, so it has to be named.
+        environment: what the library may see of an environment besides its own variables.
+        debug_level: how much it logs, 0 (errors) to 5.
+        log_file: where to; empty for syslog.
+
+    Raises:
+        LcmapsError: the db cannot be used.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        policy: str,
+        debug_level: int = 3,
+        log_file: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        # The library and OpenSSL read their environment (LCMAPS_*, VERIFY_PROXY_*, X509_VOMS_DIR).
+        os.environ.clear()
+        os.environ.update(environment)
+        os.environ["LCMAPS_DB_FILE"] = database
+        os.environ["LCMAPS_DEBUG_LEVEL"] = str(debug_level)
+        self._policies = (ctypes.c_char_p * 1)(policy.encode())
+        # RTLD_GLOBAL: its modules find the library's symbols there ("undefined symbol: lcmaps_cntArgs" otherwise).
+        self.library = ctypes.CDLL("liblcmaps.so.0", mode=ctypes.RTLD_GLOBAL)
+        if log_file:
+            failed = self.library.lcmaps_init_and_logfile(log_file.encode(), None, ctypes.c_ushort(1))
+        else:
+            failed = self.library.lcmaps_init(None)  # syslog, whatever LCMAPS_LOG_FILE says
+        if failed:
+            raise LcmapsError(f"LCMAPS does not start: check {database} and the node's log (lcmaps)")
+        self.library.getCredentialData.restype = ctypes.c_void_p
+
+    def run_with_pem(self, pem: bytes) -> Posix | None:
+        """Return the account for a proxy (chain and key), or None where the policy says no; the log has the reason."""
+        return self._run(self.library.lcmaps_run_with_pem_and_return_account, None, ctypes.c_char_p(pem), -1)
+
+    def run_with_fqans(self, dn: str, fqans: tuple[str, ...]) -> Posix | None:
+        """Return the account for an end-entity DN (slash form) with FQANs, the primary one first, or None."""
+        listed = (ctypes.c_char_p * len(fqans))(*(fqan.encode() for fqan in fqans))
+        return self._run(
+            self.library.lcmaps_run_with_fqans_and_return_account, ctypes.c_char_p(dn.encode()), listed, len(fqans)
+        )
+
+    def _run(self, function: Callable[..., int], *what: object) -> Posix | None:
+        uid, lease = ctypes.c_uint32(0), ctypes.c_char_p()
+        primary, secondary = ctypes.POINTER(ctypes.c_uint32)(), ctypes.POINTER(ctypes.c_uint32)()
+        primaries, secondaries = ctypes.c_int(0), ctypes.c_int(0)
+        # The lists are the library's: it ends the process that frees them ("free(): invalid pointer").
+        out = [ctypes.byref(slot) for slot in (uid, primary, primaries, secondary, secondaries, lease)]
+        refused = function(*what, None, 1, self._policies, *out)
+        if refused or primaries.value < 1:
+            return None
+        return Posix(uid.value, primary[0], tuple(secondary[at] for at in range(secondaries.value)))
+
+    def fqans(self) -> tuple[str, ...]:
+        """Return the FQANs of the last run that the groupmapfile knows, in the order of the attribute certificate."""
+        count = ctypes.c_int(0)
+        found = self.library.getCredentialData(_VO_MAPPING, ctypes.byref(count))
+        entries = ctypes.cast(found, ctypes.POINTER(_VoMapping))
+        return tuple((entries[at].fqan or b"").decode(errors="replace") for at in range(count.value))

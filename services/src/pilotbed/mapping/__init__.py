@@ -1,0 +1,5 @@
+"""The mapping service: one a site, it says which account a user has there. See docs/mapping.md.
+
+``model`` and its two faces, ``json_face`` and ``xacml``, know nothing of sockets; ``app`` is the service (Flask, over
+LCMAPS), ``client`` what glexec asks it with.
+"""
