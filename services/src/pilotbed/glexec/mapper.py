@@ -82,7 +82,8 @@ def _verified(pem: bytes, conf: Conf) -> bytes:
 
     lcmaps, dn = _lcmaps(pem, conf)
     if not lcmaps.run_with_pem(pem):  # the account of this policy is nobody: only its yes or no counts
-        raise Refusal(AUTHORISATION_ERROR, f"the proxy of {dn} is not valid here: see the node's log (lcmaps)")
+        reason = f"the proxy of {dn}, or its VOMS part, is not valid here: see the node's log (lcmaps)"
+        raise Refusal(AUTHORISATION_ERROR, reason)
     try:
         return json_face.request(model.Subject(dn, lcmaps.fqans()))
     except model.BadRequest as error:
