@@ -10,6 +10,7 @@ Installed by Ansible from the role itself, so that what is tested is what a site
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -45,11 +46,12 @@ PLAY = """
 - name: The bed
   hosts: worker
   gather_facts: false
+  vars: %s
   pre_tasks:
     - ansible.builtin.raw: dpkg-query --show --showformat '${Package}\\n'
       register: packages
     - ansible.builtin.set_fact: {node_packages: "{{ packages.stdout_lines | map('trim') | list }}", cacheable: true}
-  roles: [worker]
+  roles: [%s]
 """
 HOSTS = """
 all: {children: {worker: {hosts: {bed: {
@@ -116,7 +118,12 @@ class Bed:
             self.root("mount -t cgroup2 cgroup2 /sys/fs/cgroup && mkdir /sys/fs/cgroup/job")
             self._cgroup /= "job"
         self._listen()
-        self._deploy()
+        leaders = self._directory / "leaders"
+        leaders.mkdir()
+        (leaders / "bed.leader").write_text(str(self.pid))
+        (self._directory / "hosts.yml").write_text(HOSTS % leaders)
+        self.deploy("worker", "--skip-tags", "worker_timer")
+        self.path("/srv/work").mkdir(mode=0o755)
         self._certify()
 
     # -- building
@@ -151,23 +158,19 @@ class Bed:
             # <priority>Mmm dd hh:mm:ss tag[pid]: text
             self._lines.append(message.decode(errors="replace").partition(">")[2][16:].rstrip("\0\n"))
 
-    def _deploy(self) -> None:
-        leaders = self._directory / "leaders"
-        leaders.mkdir()
-        (leaders / "bed.leader").write_text(str(self.pid))
-        (self._directory / "hosts.yml").write_text(HOSTS % leaders)
-        (self._directory / "play.yml").write_text(PLAY)
+    def deploy(self, role: str, *options: str, **variables: object) -> None:
+        """Have Ansible install a role; ``options`` are ansible-playbook's."""
+        (self._directory / "play.yml").write_text(PLAY % (json.dumps(variables), role))
         environment = os.environ | {
             "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "memory",
             "ANSIBLE_ROLES_PATH": str(CHECKOUT / "roles"), "ANSIBLE_STDOUT_CALLBACK": "default",
         }  # fmt: skip
         inventories = ["-i", str(CHECKOUT / "inventory/common"), "-i", str(self._directory / "hosts.yml")]
         done = subprocess.run(
-            ["ansible-playbook", *inventories, "--skip-tags", "worker_timer", str(self._directory / "play.yml")],
+            ["ansible-playbook", *inventories, *options, str(self._directory / "play.yml")],
             cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"the role does not install:\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
-        self.path("/srv/work").mkdir(mode=0o755)
 
     def _certify(self) -> None:
         self.ca = pki.Authority(self.path(TRUST))
