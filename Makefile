@@ -5,7 +5,8 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 LAB := .venv/bin/python -m pilotbed.lab
 PYTEST := .venv/bin/python -m pytest
-.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid test-relay bench bench-relay ready
+.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid test-relay test-glexec
+.PHONY: bench bench-relay bench-glexec ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -57,3 +58,6 @@ bench: ready ## how long, how much: var/bench.json
 
 bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
 	@$(LAB) bench-relay
+
+bench-glexec: ready ## glexec beside sudo: var/bench-glexec.json, docs/glexec.md
+	@$(LAB) bench-glexec

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("restore", help="bring every node back").add_argument("name")
     commands.add_parser("bench", help="measure, into var/bench.json")
     commands.add_parser("bench-relay", help="the relay beside other ways, into var/bench-relay.json and docs/relay.md")
+    commands.add_parser("bench-glexec", help="glexec beside sudo, into var/bench-glexec.json and docs/glexec.md")
     arguments = parser.parse_args(argv)
     os.chdir(CHECKOUT)
     try:
@@ -63,6 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import bench_relay
 
         return bench_relay.main(CHECKOUT)
+    if command == "bench-glexec":
+        from . import bench_glexec
+
+        return bench_glexec.main(CHECKOUT)
     grid = topology.load(CHECKOUT)
     if command == "status":
         status.show(CHECKOUT, grid)
