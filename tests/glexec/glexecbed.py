@@ -160,17 +160,22 @@ class Bed:
 
     def deploy(self, role: str, *options: str, **variables: object) -> None:
         """Have Ansible install a role; ``options`` are ansible-playbook's."""
-        (self._directory / "play.yml").write_text(PLAY % (json.dumps(variables), role))
+        play = self._directory / "play.yml"
+        play.write_text(PLAY % (json.dumps(variables), role))
+        done = self.play(play, *options)
+        assert done.returncode == 0, f"the role does not install:\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+
+    def play(self, playbook: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run a playbook on the bed; ``options`` are ansible-playbook's."""
         environment = os.environ | {
             "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "memory",
             "ANSIBLE_ROLES_PATH": str(CHECKOUT / "roles"), "ANSIBLE_STDOUT_CALLBACK": "default",
         }  # fmt: skip
         inventories = ["-i", str(CHECKOUT / "inventory/common"), "-i", str(self._directory / "hosts.yml")]
-        done = subprocess.run(
-            ["ansible-playbook", *inventories, *options, str(self._directory / "play.yml")],
+        return subprocess.run(
+            ["ansible-playbook", *inventories, *options, str(playbook)],
             cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, f"the role does not install:\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
 
     def _certify(self) -> None:
         self.ca = pki.Authority(self.path(TRUST))
@@ -260,6 +265,16 @@ class Bed:
             return text.replace(old, new)
 
         return self.changed(f"{SOURCES}/{module}.py", edit)
+
+    @contextlib.contextmanager
+    def leased(self, account: str, dn: str) -> Iterator[None]:
+        """Have an account leased to a DN for a while, as LCMAPS does it on the computing element."""
+        name = "".join(c if c.isalnum() else f"%{ord(c):02x}" for c in dn.lower())
+        self.root(f"cd {GRIDMAPDIR} && ln -f {account} {name}:glpilot")
+        try:
+            yield
+        finally:
+            self.root(f"rm {GRIDMAPDIR}/{name}:glpilot")
 
     # -- commands
 

@@ -67,7 +67,7 @@ def trap(pilot):
 
 
 @attack(
-    replaced(ROOT_PART, "python3 -I", "python3"),
+    replaced(ROOT_PART, "python3 -IS", "python3"),
     replaced(SUDOERS, 'env_keep = "', 'env_keep = "PYTHONPATH '),
 )
 def interpreter_variable_makes_root_import_the_pilots_module(pilot):
@@ -95,7 +95,7 @@ def descriptor_of_the_pilots_reaches_the_payload(pilot):
     return "the secret" in done.out
 
 
-@attack(patched("apart", "os.set_inheritable(found, False)", "os.set_inheritable(found, True)"))
+@attack(patched("apart", "socket.MSG_CMSG_CLOEXEC", "0"))
 def descriptor_of_the_root_parts_reaches_the_payload(pilot):
     program = "import os; print(*os.listdir('/proc/self/fd'))"
     done = payload(pilot, program, GLEXEC_SANDBOX=pilot.work, GLEXEC_SOURCE_PROXY=pilot.proxy)
@@ -103,14 +103,14 @@ def descriptor_of_the_root_parts_reaches_the_payload(pilot):
     return set(done.out.split()) != {"0", "1", "2", "3"}  # 3: the directory that it lists
 
 
-@attack(patched("root", "    control.set_inheritable(False)\n", "    control.set_inheritable(True)\n"))
+@attack(patched("root", "os.set_inheritable(CONTROL, False)", "os.set_inheritable(CONTROL, True)"))
 def payload_speaks_to_the_front_end_as_if_it_were_root(pilot):
     program = "import socket; socket.socket(fileno=3).send(b'R\\xcbforged')"
     done = payload(pilot, program)
     return "glexec: forged" in done.err
 
 
-@attack(patched("target", "if _KEYCTL and _libc.syscall(_KEYCTL, _JOIN_SESSION_KEYRING, None) < 0:", "if False:"))
+@attack(patched("tree", "if KEYCTL and _libc.syscall(KEYCTL, _JOIN_SESSION_KEYRING, None) < 0:", "if False:"))
 def payload_reads_the_pilots_session_keyring(pilot):
     setup = (
         "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
@@ -153,7 +153,7 @@ def pilot_has_sudo_run_something_else(pilot):
     return pilot.bed.run("sudo", "-n", "/usr/bin/id", "-u").out == "0\n"
 
 
-@attack(replaced(SUDOERS, "!setenv", "setenv"), replaced(ROOT_PART, "python3 -I", "python3"))
+@attack(replaced(SUDOERS, "!setenv", "setenv"), replaced(ROOT_PART, "python3 -IS", "python3"))
 def pilot_sets_a_variable_for_the_root_part(pilot):
     trap(pilot)
     pilot.bed.run("sudo", "-n", f"PYTHONPATH={pilot.work}", ROOT_PART, "/bin/true")
@@ -395,7 +395,7 @@ def daemon(pilot, cgroups, tracking):
     return any("sleep 1001" in args for _, args in pilot.bed.processes().values())
 
 
-@attack(SHORT, patched("tree", '            (made / "cgroup.kill").write_text("1")\n', ""))
+@attack(SHORT, patched("tree", '            _write(f"{cgroup}/cgroup.kill", "1")\n', ""))
 def daemon_outlives_its_payload_in_a_cgroup(pilot):
     return daemon(pilot, "writable", "cgroup")
 

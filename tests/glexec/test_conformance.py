@@ -664,6 +664,16 @@ def tempdir(pilot, *arguments):
 
 
 @row
+def conf_gridmapdir(pilot):
+    with pilot.bed.leased(PILOT, "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=pilot"):
+        done = pilot.glexec()
+        with pilot.bed.configured(gridmapdir=""):
+            assert pilot.glexec().field("pilot") == ""
+    assert done.field("pilot") == "/dc=test/dc=grid/o=gridlab/ou=services/cn=pilot"
+    return done
+
+
+@row
 def mkgltempdir(pilot):
     done = tempdir(pilot, pilot.work)
     made = done.out.strip()

@@ -214,7 +214,7 @@ def test_where_processes_cannot_be_held_together_nothing_runs(pilot):
 # -- kill -9 -------------------------------------------------------------------------------------------------------
 
 
-ROOT_PROGRAM = f"/usr/bin/python3 -I {ROOT_PART}"
+ROOT_PROGRAM = f"/usr/bin/python3 -IS {ROOT_PART}"
 
 
 class Running:

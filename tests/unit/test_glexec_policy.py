@@ -44,6 +44,7 @@ mapping = service
 mapping_service = ce.example.org:8443
 mapping_credential = /etc/glexec-credential
 mapping_timeout = 5
+gridmapdir = /srv/gridmapdir
 """
 MINIMAL = "user_white_list = .pilot\npool_accounts = .gl\n"
 
@@ -82,8 +83,9 @@ class TestConf:
             mapping_service="ce.example.org:8443",
             mapping_credential="/etc/glexec-credential",
             mapping_timeout=5,
+            gridmapdir="/srv/gridmapdir",
         )
-        assert {line.split(" =")[0] for line in GOOD.splitlines()[2:]} == set(Conf.__dataclass_fields__)
+        assert {line.split(" =")[0] for line in GOOD.splitlines()[2:]} == set(Conf.__annotations__)
 
     def test_what_is_not_said_is_not_allowed(self) -> None:
         conf = policy.parse_conf(MINIMAL)
@@ -348,3 +350,37 @@ class TestWrappedEnvironment:
         wrapped = run({"A": "1\n2", "HOME": "/x"}, "wrap_main").strip()
         show = ("--", "/bin/sh", "-c", 'printf %s "$A|$HOME|$GLEXEC_ENV|$LC_CTYPE"')
         assert run({"HOME": "/y", "GLEXEC_ENV": wrapped}, "unwrap_main", *show) == "1\n2|/y||"
+
+
+class TestRecord:
+    def test_journal_entry_cannot_be_forged_by_a_value(self) -> None:
+        entry = policy.journal_entry({"GLEXEC_ID": "x\nGLEXEC_DN=/forged\n", "PRIORITY": 5})
+        value = b"x\nGLEXEC_DN=/forged\n"
+        assert entry == (
+            b"GLEXEC_ID\n" + len(value).to_bytes(8, "little") + value + b"\n" + b"PRIORITY\n\x01" + bytes(7) + b"5\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("title", "job"),
+        [
+            ("slurmstepd: [6.batch]\0\0", "slurm 6"),
+            ("slurmstepd: [6_4.0]", ""),
+            ("slurmstepd: [123.extern]", "slurm 123"),
+            ("slurmstepd\0[6.batch]", ""),
+            ("/bin/sh\0slurmstepd: [6.batch]", ""),
+        ],
+    )
+    def test_batch_job_is_told_by_the_title_of_its_step(self, title: str, job: str) -> None:
+        assert policy.batch_job(title) == job
+
+    @pytest.mark.parametrize(
+        ("name", "dn"),
+        [
+            ("%2fdc%3dtest%2fcn%3dalice%20adams:gridlab", "/dc=test/cn=alice adams"),
+            ("%2fcn%3dj%c3%b6rg%3a1:gridlab", "/cn=jörg:1"),
+            ("%2", ""),
+            ("%zz", ""),
+        ],
+    )
+    def test_lease_names_its_holder(self, name: str, dn: str) -> None:
+        assert policy.lease_holder(name) == dn

@@ -4,11 +4,16 @@ It reads its environment and its own files, and belongs into an unprivileged pro
 long: its plug-ins read their files (bans, mapfiles, leases) again at every call.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+
+from .glexec.lean import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _VO_MAPPING = 110  # lcmaps_cred_data.h
 
@@ -17,8 +22,7 @@ class LcmapsError(Exception):
     """LCMAPS does not start; the message says where to look."""
 
 
-@dataclass(frozen=True)
-class Posix:
+class Posix(Record):
     """An account as LCMAPS answers it: numbers only."""
 
     uid: int
@@ -52,11 +56,11 @@ class Lcmaps:
         policy: str,
         debug_level: int = 3,
         log_file: str = "",
-        environment: Mapping[str, str] = MappingProxyType({}),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         # The library and OpenSSL read their environment (LCMAPS_*, VERIFY_PROXY_*, X509_VOMS_DIR).
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(environment or {})
         os.environ["LCMAPS_DB_FILE"] = database
         os.environ["LCMAPS_DEBUG_LEVEL"] = str(debug_level)
         self._policies = (ctypes.c_char_p * 1)(policy.encode())
@@ -90,7 +94,8 @@ class Lcmaps:
         refused = function(*what, None, 1, self._policies, *out)
         if refused or primaries.value < 1:
             return None
-        return Posix(uid.value, primary[0], tuple(secondary[at] for at in range(secondaries.value)))
+        groups = tuple(secondary[at] for at in range(secondaries.value))
+        return Posix(uid=uid.value, gid=primary[0], groups=groups)
 
     def fqans(self) -> tuple[str, ...]:
         """Return the FQANs of the last run that the groupmapfile knows, in the order of the attribute certificate."""

@@ -3,16 +3,20 @@
 Root itself opens no path that a user named, and parses no byte that a user wrote.
 """
 
-import contextlib
-import os
-import pwd
-import select
-import signal
-import socket
-import time
-from collections.abc import Callable, Collection
+from __future__ import annotations
 
+import os
+import select
+import sys
+import time
+
+from .lean import signal, socket, suppress
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Callable, Collection
 
 PATIENCE = 30.0  # seconds; a mapping takes 0.02
 _CHANNEL = 3  # the child's only descriptor above its standard ones
@@ -44,7 +48,7 @@ def open_as(account: pwd.struct_passwd, path: str, flags: int) -> int:
         except OSError as error:
             channel.sendall(_DONE + str(error.errno).encode())
         else:
-            socket.send_fds(channel, [_DONE], [fd])
+            channel.sendmsg([_DONE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
 
     failed, fd = _run(account, os.getgrouplist(account.pw_name, account.pw_gid), work, PATIENCE)
     if fd < 0:
@@ -59,7 +63,7 @@ def _run(
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
-        with contextlib.suppress(BaseException):
+        with suppress(BaseException):
             os.dup2(theirs.fileno(), _CHANNEL)
             os.closerange(_CHANNEL + 1, 0x7FFFFFFF)
             channel = socket.socket(fileno=_CHANNEL)
@@ -93,9 +97,10 @@ def _received(channel: socket.socket, deadline: float) -> tuple[bytes, int]:
     while len(answer) <= _LARGEST:
         if not select.select([channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return b"", found
-        part, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1)  # it ignores its argument flags: no MSG_CMSG_CLOEXEC
-        for found in fds:
-            os.set_inheritable(found, False)
+        part, messages, _, _ = channel.recvmsg(1 << 16, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in messages:
+            if (level, kind, len(data)) == (socket.SOL_SOCKET, socket.SCM_RIGHTS, 4):
+                found = int.from_bytes(data, sys.byteorder)
         if not part:
             return answer, found
         answer += part

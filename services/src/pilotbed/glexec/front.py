@@ -4,14 +4,13 @@ It reads the command line, has sudo start the root part, passes signals on (the 
 and ends when the payload ends. Its end, whatever the cause, is the end of the payload.
 """
 
-import contextlib
+from __future__ import annotations
+
 import os
 import select
-import signal
-import socket
 import sys
-from pathlib import Path
 
+from .lean import signal, socket, suppress
 from .policy import AUTHORISATION_ERROR, CANNOT_EXECUTE, CLIENT_ERROR, CONTROL, FORWARDED_SIGNALS, REFUSED, SYSTEM_ERROR
 
 ROOT_PART = "/usr/libexec/pilotbed/glexec-root"
@@ -40,7 +39,9 @@ def main() -> int:
     if not command:
         return _failed(CLIENT_ERROR, "no command given: see glexec -h")
     # NoNewPrivileges is inherited and for ever, and makes sudo powerless: say so in plain words.
-    if "NoNewPrivs:\t1" in Path("/proc/self/status").read_text(errors="replace"):
+    with open("/proc/self/status", "rb") as status:
+        powerless = b"NoNewPrivs:\t1" in status.read()
+    if powerless:
         return _failed(SYSTEM_ERROR, "the caller runs under NoNewPrivileges: the change of identity is impossible")
     try:
         if os.statvfs(SUDO).f_flag & os.ST_NOSUID:
@@ -73,7 +74,7 @@ def _run(command: list[str]) -> int:
     theirs.close()
     watched = [wakes.fileno()]
     if parent:  # 0: it is outside this pid namespace
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             watched.append(os.pidfd_open(parent))
     while True:
         ready, _, _ = select.select(watched, [], [])
@@ -84,7 +85,7 @@ def _run(command: list[str]) -> int:
                     if ended:
                         return _verdict(ours, status)
                 else:
-                    with contextlib.suppress(OSError):
+                    with suppress(OSError):
                         ours.send(bytes([number]))
         if os.getppid() != parent:
             return 128 + signal.SIGHUP  # the caller is dead, and with our end of the socket goes the payload
@@ -95,7 +96,7 @@ def _verdict(ours: socket.socket, status: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     ours.setblocking(False)
     message = b""
-    with contextlib.suppress(BlockingIOError):
+    with suppress(BlockingIOError):
         while part := ours.recv(4096):
             message = part
     if message[:1] == REFUSED and len(message) > 1:
@@ -117,6 +118,6 @@ def _failed(code: int, reason: str) -> int:
     path = os.environ.get("_CONDOR_WRAPPER_ERROR_FILE")
     if path and code != CANNOT_EXECUTE:  # a command that cannot be executed is the job's own fault
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW  # the payload may have put a link there
-        with contextlib.suppress(OSError), open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        with suppress(OSError), open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
             file.write(f"glexec {code}: {reason}\n")
     return code

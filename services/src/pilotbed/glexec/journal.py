@@ -6,23 +6,24 @@ of them. An entry without a holder is a call that was cut off: the next call, or
 
 # ruff: noqa: PTH102, PTH104, PTH108, PTH208
 
-import contextlib
+from __future__ import annotations
+
 import fcntl
-import json
+import marshal  # json takes re, and that longer than all else here; nobody but root writes below DIRECTORY
 import os
-import re
 import stat
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+
+from .lean import Record, suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DIRECTORY = "/run/glexec"
-_ENTRY = re.compile(r"(\d+)-\d+-[0-9a-f]{8}")
 
 
-@dataclass
-class Case:
-    """What a call has to undo at its end. Uids, paths, and the sandbox's device, inode and first mode."""
+class Case(Record):
+    """What a call has to undo at its end, and what it has to log. Uids, paths, the sandbox's device, inode and mode."""
 
     caller: int
     target: int
@@ -33,6 +34,9 @@ class Case:
     sandbox_inode: int = 0
     sandbox_mode: int = 0
     sweep: tuple[str, ...] = ()
+    gridmapdir: str = ""
+    monitor: int = 0  # its pid, as soon as there is one
+    log: dict[str, object]
 
 
 class Entry:
@@ -43,27 +47,29 @@ class Entry:
 
     def write(self, case: Case) -> None:
         """Replace the content. Raises OSError."""
-        os.pwrite(self._fd, json.dumps(asdict(case)).encode().ljust(8192), 0)
+        os.pwrite(self._fd, marshal.dumps(case.fields()).ljust(8192), 0)
 
     def read(self) -> Case | None:
         """Return the content; None if the call was cut off before it had changed anything."""
         try:
-            case = Case(**json.loads(os.pread(self._fd, 1 << 16, 0)))
-        except (ValueError, TypeError):
+            return Case(**marshal.loads(os.pread(self._fd, 1 << 16, 0)))  # noqa: S302
+        except (EOFError, ValueError, TypeError):
             return None
-        case.sweep = tuple(case.sweep)
-        return case
 
     def close(self) -> None:
         """Remove the entry: all is undone."""
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(self._path)
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of the entry, which stays."""
         os.close(self._fd)
 
 
 def enter(case: Case) -> Entry:
     """Make the entry of a call. Raises OSError."""
-    with _locked(case.target):
+    with Locked(case.target):
         name = f"{case.target}-{os.getpid()}-{os.urandom(4).hex()}"
         fd = os.open(f"{DIRECTORY}/.{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -77,48 +83,66 @@ def cut_off() -> Iterator[Entry]:
     """Yield the entries that nobody holds any more, locked for the caller, who closes them. Raises OSError."""
     _make_directory()
     for name in os.listdir(DIRECTORY):
-        if _ENTRY.fullmatch(name) and (fd := _taken(f"{DIRECTORY}/{name}")) >= 0:
+        if _is_entry(name) and (fd := _taken(f"{DIRECTORY}/{name}")) >= 0:
             yield Entry(f"{DIRECTORY}/{name}", fd)
 
 
-@contextlib.contextmanager
-def alone(uid: int) -> Iterator[bool]:
+def under_way() -> Iterator[Case]:
+    """Yield the calls whose payloads run. Raises OSError."""
+    _make_directory()
+    for name in os.listdir(DIRECTORY):
+        if _is_entry(name):
+            with suppress(FileNotFoundError):
+                entry = Entry(name, os.open(f"{DIRECTORY}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                case = entry.read()
+                entry.leave()
+                if case:
+                    yield case
+
+
+def _is_entry(name: str) -> bool:
+    return name[0].isdigit() and name.count("-") == 2
+
+
+def alone(uid: int) -> bool:
     """Tell whether the account ``uid`` has nothing else on this node: no other call's payload, no process.
 
-    While the context lasts no call for it begins. Raises OSError.
+    Ask while it is ``Locked``: then no call for it begins. Raises OSError.
     """
-    with _locked(uid):
-        others = sum(name.startswith(f"{uid}-") for name in os.listdir(DIRECTORY)) > 1  # one is this call's
-        yield not others and not any(uid in _uids(pid) for pid in os.listdir("/proc") if pid.isdigit())
+    others = sum(name.startswith(f"{uid}-") for name in os.listdir(DIRECTORY)) > 1  # one is this call's
+    return not others and not any(uid in _uids(pid) for pid in os.listdir("/proc") if pid.isdigit())
 
 
 def _uids(pid: str) -> list[int]:
     """Return real, effective, saved and file system uid of a process; none if it has gone."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-        fields = next(line for line in lines if line.startswith("Uid:")).split()[1:]
-        if "State:\tZ" not in "\n".join(lines):
-            return [int(field) for field in fields]
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        lines = file.read().split(b"\n")
+        if not any(line.startswith(b"State:\tZ") for line in lines):
+            return [int(field) for line in lines if line.startswith(b"Uid:") for field in line.split()[1:]]
     return []
 
 
 def _make_directory() -> None:
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         os.mkdir(DIRECTORY, 0o700)
     found = os.lstat(DIRECTORY)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o077:
         raise PermissionError(0, "must be a directory of root's that nobody else can use", DIRECTORY)
 
 
-@contextlib.contextmanager
-def _locked(uid: int) -> Iterator[None]:
-    _make_directory()
-    fd = os.open(f"{DIRECTORY}/{uid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+class Locked:
+    """While this context lasts no other call for the account ``uid`` begins or ends. Raises OSError."""
+
+    def __init__(self, uid: int) -> None:
+        self._path = f"{DIRECTORY}/{uid}.lock"
+
+    def __enter__(self) -> None:
+        _make_directory()
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def _taken(path: str) -> int:

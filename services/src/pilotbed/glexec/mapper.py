@@ -13,21 +13,19 @@ import os
 import pwd
 import resource
 import struct
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .apart import PATIENCE, run_as
+from .lean import Record
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pilotbed.lcmaps import Lcmaps
 
 _ANSWER = struct.Struct("=II256s256s")  # uid, gid, DN, FQAN
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(Record):
     """What is known about a proxy: end-entity DN, primary FQAN and the account for them."""
 
     uid: int
@@ -57,7 +55,8 @@ def identify(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> Identity:
     if len(answer) != _ANSWER.size:
         raise Refusal(SYSTEM_ERROR, "the mapper gave no answer: see the node's log (lcmaps)")
     uid, gid, dn, fqan = _ANSWER.unpack(answer)
-    return Identity(uid, gid, *(raw.rstrip(b"\0").decode(errors="replace") for raw in (dn, fqan)))
+    dn, fqan = (raw.rstrip(b"\0").decode(errors="replace") for raw in (dn, fqan))
+    return Identity(uid=uid, gid=gid, dn=dn, fqan=fqan)
 
 
 # What follows runs in children that are the account. Nothing above imports what they need: root does without.
@@ -155,6 +154,8 @@ def _check_crl(crypto: ctypes.CDLL, certificate: int, directory: str) -> None:
 
 def _asked(user: bytes, conf: Conf) -> bytes:
     """Ask the mapping service for the account. Raises Refusal (203)."""
+    from pathlib import Path
+
     from pilotbed.mapping import json_face
     from pilotbed.mapping.client import Client, ServiceError
 

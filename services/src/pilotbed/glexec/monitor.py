@@ -3,33 +3,33 @@
 # ruff: noqa: PTH109, PTH113
 # Descriptors and single system calls: between two looks at a path it may have become another file.
 
-import contextlib
+from __future__ import annotations
+
 import os
 import pwd
 import resource
 import select
-import signal
-import socket
 import stat
-import syslog
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-from . import mapper, policy, target
+from . import mapper, policy, record
 from .apart import become, open_as, run_as
+from .lean import Record, signal, socket, suppress
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
-from .sandbox import Sandbox
-from .tree import KILLED, Tree, die_with_parent
+from .tree import KILLED, Tree, die_with_parent, new_session_keyring
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .sandbox import Sandbox
 
 REFRESH = 1.0  # seconds between looks at the source proxy
 LIMITS = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_CORE)
 
-Log = dict[str, object]
 FileState = tuple[int, int, int, int]  # device, inode, time of change in ns, size
 
 
-@dataclass
-class Order:
+class Order(Record):
     """What has been decided about one call."""
 
     caller: pwd.struct_passwd
@@ -49,8 +49,7 @@ class Order:
     limits: list[tuple[int, int]]  # the caller's, of LIMITS
 
 
-@dataclass(frozen=True)
-class Peers:
+class Peers(Record):
     """Who else is there: the front end's socket, and pidfds of the front end and of the supervisor."""
 
     control: socket.socket
@@ -84,6 +83,8 @@ def _state(found: os.stat_result) -> FileState:
 
 def _write_target_proxy(order: Order, pem: bytes) -> None:
     """Put ``pem`` at the target proxy's path, as the target. Raises Refusal."""
+    from . import target
+
     found = order.sandbox.found if order.sandbox else None
     sandbox = (found.st_dev, found.st_ino) if found else None
     run_as(order.target, lambda: target.write_proxy(order.target_proxy, pem, sandbox), order.groups)
@@ -120,7 +121,7 @@ def _become_payload(order: Order, parent: int, error: int) -> None:
             resource.setrlimit(resource.RLIMIT_NPROC, (order.conf.payload_processes,) * 2)
         become(account.pw_uid, order.gid, order.groups)
         die_with_parent(parent)
-        target.new_session_keyring()
+        new_session_keyring()
         code, step = CLIENT_ERROR, "working directory"
         if order.directory:
             os.chdir(order.directory)  # by name: the whole way must be open to the target
@@ -134,7 +135,7 @@ def _become_payload(order: Order, parent: int, error: int) -> None:
             raise FileNotFoundError(0, f"not an executable file for {account.pw_name}")
         # Python ignores some of these, and what is ignored stays so over exec: a payload would miss its SIGPIPE.
         for number in signal.valid_signals():
-            with contextlib.suppress(OSError, ValueError):
+            with suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = policy.CANNOT_EXECUTE
@@ -155,7 +156,7 @@ def watch(order: Order, payload: int, peers: Peers) -> tuple[str, int]:
     woken.setblocking(False)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     # These signals come from a batch system, which is root and need not ask the front end.
-    for name in (*policy.FORWARDED_SIGNALS, "SIGCHLD"):
+    for name in (*policy.FORWARDED_SIGNALS, "SIGCHLD", "SIGPWR"):
         signal.signal(getattr(signal, name), lambda *_: None)
     poll = select.poll()
     for watched in (ended, peers.control.fileno(), peers.caller, peers.supervisor, wakes.fileno()):
@@ -167,10 +168,12 @@ def watch(order: Order, payload: int, peers: Peers) -> tuple[str, int]:
             ready = {fd for fd, _ in poll.poll(REFRESH * 1000 if follow >= 0 else None)}
             if ended in ready:
                 _, status = os.waitpid(payload, 0)
-                return f"ended {payload}", policy.exit_code(status)
+                return f"ended {payload} {policy.how(status)}", policy.exit_code(status)
             if peers.supervisor in ready:
                 return "the supervisor was killed", KILLED
             numbers = wakes.recv(64) if wakes.fileno() in ready else b""
+            if policy.END_SIGNAL in numbers:
+                return "the site has ended it", KILLED
             asked = _received(peers.control) if peers.control.fileno() in ready else b""
             if asked is None or peers.caller in ready:
                 return "the caller has gone", KILLED
@@ -182,7 +185,7 @@ def watch(order: Order, payload: int, peers: Peers) -> tuple[str, int]:
                 _refresh(order, follow, name)
     finally:
         signal.set_wakeup_fd(-1)
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             signal.pidfd_send_signal(ended, signal.SIGKILL)
 
 
@@ -198,7 +201,7 @@ def _received(control: socket.socket) -> bytes | None:
 
 def _reap_orphans(payload: int) -> None:
     """Collect what the payload has orphaned and has ended; the payload itself is left to the one who waits for it."""
-    with contextlib.suppress(ChildProcessError):
+    with suppress(ChildProcessError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if ended.si_pid == payload:
                 return
@@ -225,4 +228,4 @@ def _refresh(order: Order, above: int, name: str) -> None:
         _write_target_proxy(order, pem)
     except (OSError, Refusal) as error:
         words = {"caller": order.caller.pw_name, "target": order.target.pw_name, "proxy": f"not refreshed: {error}"}
-        syslog.syslog(syslog.LOG_WARNING, policy.record(words))
+        record.note(words)

@@ -3,13 +3,15 @@
 Names and codes are gLExec 0.9's (NIKHEF wiki, "Exit codes of gLExec"), so that pilots written for it need no change.
 """
 
+from __future__ import annotations
+
 import os
-import re
-import signal
-import struct
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+
+from .lean import Record, signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 CLIENT_ERROR = 201  # the caller's fault: proxy missing, readable to others or expired; command missing
 SYSTEM_ERROR = 202  # the node's fault: configuration, LCMAPS, sandbox
@@ -26,6 +28,7 @@ CONTROL = 3  # descriptor of the socket between front end and root part: signal 
 STARTED = b"S"  # the payload runs: from now on the exit code is its own
 REFUSED = b"R"  # nothing ran: a byte with the exit code and the reason follow
 FORWARDED_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT")
+END_SIGNAL = signal.SIGPWR  # to the monitor, from root: the site ends this payload
 FORWARDED_NUMBERS = frozenset(getattr(signal, name) for name in FORWARDED_SIGNALS)
 
 
@@ -38,8 +41,7 @@ class Refusal(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Conf:
+class Conf(Record):
     """The keys of glexec.conf that this glexec knows; names and meanings are gLExec's unless marked."""
 
     user_white_list: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class Conf:
     sweep_directories: tuple[str, ...] = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - ours: cleared of leftovers
     payload_processes: int = 0  # ours: limit of an account's processes; 0: none
     tracking_gids: range = range(0)  # ours: groups of the caller that a batch system tracks by and a payload keeps
+    gridmapdir: str = ""  # ours: the leases of pool accounts, for the record's ``pilot``; empty: that stays empty
     linger: str = "yes"
     use_lcas: str = "no"
     user_identity_switch_by: str = "glexec"
@@ -73,15 +76,30 @@ class Conf:
 #: Keys of gLExec's that have only one meaning here: another value would promise what is not done.
 _FIXED = ("linger", "use_lcas", "user_identity_switch_by")
 # Variables that steer a loader, an interpreter or sudo before the payload's identity is taken, or that glexec sets.
-_NEVER_PRESERVED = re.compile(
-    r"LD_.*|DYLD_.*|GCONV_PATH|GLIBC_TUNABLES|PYTHON.*|PERL.*|RUBY.*|BASH_.*|ENV|IFS|PATH|HOME|USER|LOGNAME|SHELL"
-    r"|SUDO_.*|LCMAPS_.*|X509_USER_.*|GLEXEC_.*"
-)
-_POOL_OR_NAME = re.compile(r"\.?[a-z_][a-z0-9_-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SERVICE = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}", re.ASCII)
-_PATH = re.compile(r"/[^\s]*")
-_LINE = re.compile(r"([a-z0-9_]+)\s*=\s*(.*)")
+_NEVER_PRESERVED = {"GCONV_PATH", "GLIBC_TUNABLES", "ENV", "IFS", "PATH", "HOME", "USER", "LOGNAME", "SHELL"}
+_NEVER_PRESERVED_PREFIXES = (
+    "LD_", "DYLD_", "PYTHON", "PERL", "RUBY", "BASH_", "SUDO_", "LCMAPS_", "X509_USER_", "GLEXEC_"
+)  # fmt: skip
+_LETTERS, _DIGITS = frozenset("abcdefghijklmnopqrstuvwxyz_"), frozenset("0123456789")
+
+
+# No regular expressions below: `re` alone takes longer to import than all of glexec's own modules.
+def _is_pool_or_name(text: str) -> bool:
+    name = text.removeprefix(".")
+    return name[:1] in _LETTERS and _LETTERS | _DIGITS | {"-"} >= set(name)
+
+
+def _is_variable(text: str) -> bool:
+    return text.isascii() and text.isidentifier()
+
+
+def _is_number(text: str) -> bool:
+    return 0 < len(text) < 10 and set(text) <= _DIGITS
+
+
+def _is_service(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return host.isascii() and host.replace("-", "").replace(".", "").isalnum() and _is_number(port) and len(port) < 6
 
 
 def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
@@ -97,12 +115,11 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         line = raw.strip()
         if not line or line.startswith("#") or (line == "[glexec]" and not values):
             continue
-        match = _LINE.fullmatch(line)
-        if not match:
+        key, equals, value = (word.strip() for word in line.partition("="))
+        if not equals:
             raise Refusal(SYSTEM_ERROR, f"{path}:{at}: {line!r} is not 'key = value'")
-        key, value = match.groups()
-        if key not in Conf.__dataclass_fields__:
-            known = ", ".join(Conf.__dataclass_fields__)
+        if key not in Conf.__annotations__:
+            known = ", ".join(Conf.__annotations__)
             raise Refusal(SYSTEM_ERROR, f"{path}:{at}: unknown key {key!r}; known: {known}")
         if key in values:
             raise Refusal(SYSTEM_ERROR, f"{path}:{at}: {key} is set twice; keep one")
@@ -111,10 +128,10 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
     def wrong(key: str, what: str) -> Refusal:
         return Refusal(SYSTEM_ERROR, f"{path}: {key}: {what}")
 
-    def names(key: str, form: re.Pattern[str], what: str) -> tuple[str, ...]:
+    def names(key: str, form: Callable[[str], bool], what: str) -> tuple[str, ...]:
         found = tuple(values[key].replace(",", " ").split()) if key in values else getattr(Conf, key)
         for name in found:
-            if not form.fullmatch(name):
+            if not form(name):
                 raise wrong(key, f"{name!r} is not {what}")
         return tuple(found)
 
@@ -132,7 +149,7 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
 
     def whole(key: str, highest: int) -> int:
         value = values.get(key, str(getattr(Conf, key)))
-        if not re.fullmatch("[0-9]{1,9}", value, re.ASCII) or int(value) > highest:
+        if not _is_number(value) or int(value) > highest:
             raise wrong(key, f"{value!r} is not a number from 0 to {highest}")
         return int(value)
 
@@ -142,9 +159,9 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
     policy = "glexec" if mapping == "local" else "verify"
     callers, account = "a name, or a pool such as .pilot", "an account, or a pool such as .pilot"
     conf = Conf(
-        user_white_list=names("user_white_list", _POOL_OR_NAME, callers),
-        group_white_list=names("group_white_list", _POOL_OR_NAME, callers),
-        pool_accounts=names("pool_accounts", _POOL_OR_NAME, account),
+        user_white_list=names("user_white_list", _is_pool_or_name, callers),
+        group_white_list=names("group_white_list", _is_pool_or_name, callers),
+        pool_accounts=names("pool_accounts", _is_pool_or_name, account),
         lcmaps_db_file=absolute("lcmaps_db_file"),
         lcmaps_log_file=absolute("lcmaps_log_file"),
         lcmaps_debug_level=whole("lcmaps_debug_level", 5),
@@ -157,13 +174,14 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         log_destination=one_of("log_destination", "syslog", "file"),
         log_file=absolute("log_file"),
         create_target_proxy=one_of("create_target_proxy", "yes", "no") == "yes",
-        preserve_env_variables=names("preserve_env_variables", _VARIABLE, "the name of a variable"),
+        preserve_env_variables=names("preserve_env_variables", _is_variable, "the name of a variable"),
         epilogue=absolute("epilogue"),
         epilogue_timeout=whole("epilogue_timeout", 86400),
         sandbox_handover=one_of("sandbox_handover", "no", "yes") == "yes",
         logging_only=one_of("logging_only", "no", "yes") == "yes",
-        sweep_directories=names("sweep_directories", _PATH, "an absolute path"),
+        sweep_directories=names("sweep_directories", lambda name: name.startswith("/"), "an absolute path"),
         payload_processes=whole("payload_processes", 1 << 22),
+        gridmapdir=absolute("gridmapdir"),
         tracking_gids=_gids(values.get("tracking_gids", ""), path),
     )
     local = conf.mapping == "local"
@@ -172,7 +190,7 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
          "is missing, and group_white_list, too: without them glexec serves nobody"),
         (conf.pool_accounts, "pool_accounts", "is missing: without it no payload gets an account"),
         (conf.log_destination != "file" or conf.log_file, "log_file", "is missing: log_destination = file needs it"),
-        (local or _SERVICE.fullmatch(conf.mapping_service), "mapping_service",
+        (local or _is_service(conf.mapping_service), "mapping_service",
          f"{conf.mapping_service!r} is not host:port; mapping = service needs it"),
         (local or conf.crl_directory, "crl_directory", "is empty: by its CAs mapping = service knows the service"),
         (local or conf.mapping_timeout, "mapping_timeout", "is 0: give the mapping service a second at least"),
@@ -180,17 +198,19 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         if not met:
             raise wrong(key, what)
     for name in conf.preserve_env_variables:
-        if _NEVER_PRESERVED.fullmatch(name):
+        if name in _NEVER_PRESERVED or name.startswith(_NEVER_PRESERVED_PREFIXES):
             raise wrong("preserve_env_variables", f"{name} may not be preserved; use GLEXEC_ENV")
     return conf
 
 
 def _gids(value: str, path: str) -> range:
     """Return the gids of ``first-last``; no system group is among them."""
-    match = re.fullmatch(r"([0-9]{4,9})-([0-9]{4,9})", value, re.ASCII)
-    if value and (not match or int(match[1]) < LOWEST_UID):
+    if not value:
+        return range(0)
+    first, _, last = value.partition("-")
+    if not _is_number(first) or not _is_number(last) or int(first) < LOWEST_UID:
         raise Refusal(SYSTEM_ERROR, f"{path}: tracking_gids: {value!r} is not a range such as 65000-65049")
-    return range(int(match[1]), int(match[2]) + 1) if match else range(0)
+    return range(int(first), int(last) + 1)
 
 
 def check_caller(name: str, groups: Iterable[str], conf: Conf) -> None:
@@ -204,7 +224,8 @@ def listed(account: str, patterns: Iterable[str]) -> bool:
     """Tell whether ``patterns`` name ``account``: by its name, or by ``.pool`` for ``pool`` and digits."""
     for pattern in patterns:
         if pattern.startswith("."):
-            if re.fullmatch(re.escape(pattern[1:]) + "[0-9]+", account, re.ASCII):
+            number = account.removeprefix(pattern[1:])
+            if number != account and number and set(number) <= _DIGITS:
                 return True
         elif pattern == account:
             return True
@@ -240,6 +261,12 @@ def exit_code(status: int) -> int:
     return PAYLOAD_CODE_HIDDEN if CLIENT_ERROR <= code <= PAYLOAD_CODE_HIDDEN else code
 
 
+def how(status: int) -> str:
+    """Return how a process of this wait ``status`` ended: ``exit 3`` or ``signal 9``, which its code cannot tell."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"exit {code}"
+
+
 def payload_environment(
     account: Mapping[str, str], conf: Conf, callers: Mapping[str, str], proxy: str
 ) -> dict[str, str]:
@@ -270,6 +297,34 @@ def record(fields: Mapping[str, object]) -> str:
                     for key, value in fields.items())  # fmt: skip
 
 
+def journal_entry(fields: Mapping[str, object]) -> bytes:
+    """Return a datagram of the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+
+    Every value goes with its length, so that none can forge another field.
+    """
+    entry = b""
+    for key, value in fields.items():
+        data = str(value)[:2048].encode(errors="replace")
+        entry += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+    return entry
+
+
+def batch_job(title: str) -> str:
+    """Return the job, ``slurm 6``, of a batch system's process with this ``title``; empty if it is no such process."""
+    name, _, rest = title.partition(": [")
+    job = rest.partition(".")[0]
+    return f"slurm {job}" if name == "slurmstepd" and _is_number(job) else ""
+
+
+def lease_holder(name: str) -> str:
+    """Return the DN in the name of a lease (``%2fdc%3dtest…:group``), in lower case, as LCMAPS writes it."""
+    first, *rest = name.partition(":")[0].encode(errors="replace").split(b"%")
+    try:
+        return (first + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in rest)).decode(errors="replace")
+    except ValueError:
+        return ""
+
+
 # --- process tree ---------------------------------------------------------------------------------------------------
 
 
@@ -281,15 +336,15 @@ def unified_cgroup(mountinfo: str, cgroup: str) -> str:
     namespace.
     """
     own = next((line[3:] for line in cgroup.splitlines() if line.startswith("0::")), "")
-    if not own or ".." in PurePosixPath(own).parts:
+    if not own or ".." in own.split("/"):
         return ""
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         if right.split(" ")[:1] != ["cgroup2"]:
             continue
         root, mounted = left.split(" ")[3:5]
-        if PurePosixPath(own).is_relative_to(root):
-            return str(PurePosixPath(mounted) / PurePosixPath(own).relative_to(root))
+        if f"{own}/".startswith(f"{root.rstrip('/')}/"):
+            return f"{mounted}/{own[len(root):].lstrip('/')}".rstrip("/")
     return ""
 
 
@@ -303,6 +358,8 @@ def acl(uid: int, owner: int, user: int) -> bytes:
 
     ``owner`` and ``user`` are permission bits (0..7) of the owner and of ``uid``. Layout: linux/posix_acl_xattr.h.
     """
+    import struct
+
     anyone = 0xFFFFFFFF
     user_obj, named_user, group_obj, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20
     entries = ((user_obj, owner, anyone), (named_user, user, uid), (group_obj, 0, anyone), (mask, user, anyone))

@@ -5,26 +5,30 @@ the *monitor*, which started the payload and watches it. If one is killed, the o
 kernel kills the payload's first process, and the next call or the timer does the rest (``journal``).
 """
 
-import contextlib
+from __future__ import annotations
+
 import grp
 import os
 import pwd
 import resource
 import select
-import signal
-import socket
 import stat
 import sys
-import syslog
 import time
-from collections.abc import Mapping
 
-from . import journal, mapper, monitor, policy, target
+from . import journal, mapper, monitor, policy, record
 from .apart import open_as, run_as
-from .monitor import LIMITS, Log, Order, Peers
+from .lean import signal, socket, suppress
+from .monitor import LIMITS, Order, Peers
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, CONTROL, SYSTEM_ERROR, Conf, Refusal
-from .sandbox import Sandbox
+from .record import Log
 from .tree import KILLED, Tree, adopt_orphans, end
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .sandbox import Sandbox
 
 _SWEEP_PATIENCE = 60.0  # seconds
 
@@ -32,9 +36,8 @@ _SWEEP_PATIENCE = 60.0  # seconds
 def main() -> int:
     """Run one call and return the exit code; the command is in ``sys.argv[1:]``, the rest in GLEXEC_* variables."""
     _isolate()
-    began = time.monotonic()
     log: Log = {"caller": os.environ.get("SUDO_USER", "?"), "target": "-", "dn": "", "fqan": ""}
-    log["id"] = os.environ.get("GLEXEC_ID", "")
+    log |= {"id": os.environ.get("GLEXEC_ID", ""), "started": f"{time.time():.3f}"}
     control, file = None, -1
     try:
         control = _control()
@@ -42,7 +45,8 @@ def main() -> int:
             raise Refusal(SYSTEM_ERROR, "glexec-root runs without root's rights: is it on a nosuid mount?")
         _recover()
         conf = policy.parse_conf(_trusted(policy.CONF_PATH))
-        file = _open_log(conf.log_file) if conf.log_destination == "file" else -1
+        file = record.open_log(conf.log_file) if conf.log_destination == "file" else -1
+        log["batch"] = record.batch_job(os.getppid())
         code = _supervise(_decide(sys.argv[1:], os.environ, conf, log), control, log)
     except Refusal as refusal:
         code = refusal.code
@@ -52,7 +56,7 @@ def main() -> int:
         code = SYSTEM_ERROR
         log["reason"] = f"{type(error).__name__}: {error}"
         _refuse(control, Refusal(code, "internal error: see the node's log (glexec)"))
-    _write(log, code, time.monotonic() - began, file)
+    record.write(log, code, file)
     return code
 
 
@@ -68,7 +72,6 @@ def _isolate() -> None:
     os.closerange(CONTROL + 1, 0x7FFFFFFF)
     for name in policy.FORWARDED_SIGNALS:  # those of a terminal are meant for the front end, which passes them on
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    syslog.openlog("glexec", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
 
 
 def _control() -> socket.socket:
@@ -78,7 +81,7 @@ def _control() -> socket.socket:
         control = socket.socket(fileno=CONTROL)
     except OSError:
         raise Refusal(CLIENT_ERROR, "glexec-root is not for direct use: call /usr/sbin/glexec") from None
-    control.set_inheritable(False)
+    os.set_inheritable(CONTROL, False)
     control.setblocking(False)
     return control
 
@@ -88,23 +91,8 @@ def _refuse(control: socket.socket | None, refusal: Refusal) -> None:
     if control is None:
         print(f"glexec: {refusal.reason}", file=sys.stderr)
     else:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             control.send(policy.REFUSED + bytes([refusal.code]) + policy.clean(refusal.reason).encode())
-
-
-def _write(log: Log, code: int, wall: float, file: int = -1) -> None:
-    """Write the one line of this call, to the open log file if there is one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = policy.record(
-        log | {"exit": code, "wall": f"{wall:.1f}", "cpu": f"{used.ru_utime + used.ru_stime:.1f}"}
-    )
-    if file >= 0:
-        with contextlib.suppress(OSError):
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            os.write(file, f"{stamp} glexec[{os.getpid()}]: {line}\n".encode(errors="replace"))
-            return
-    level = syslog.LOG_WARNING if code in {CLIENT_ERROR, SYSTEM_ERROR, AUTHORISATION_ERROR} else syslog.LOG_NOTICE
-    syslog.syslog(level, line)
 
 
 # --- decisions ------------------------------------------------------------------------------------------------------
@@ -182,17 +170,6 @@ def _trusted(path: str) -> str:
         raise Refusal(SYSTEM_ERROR, f"{path}: {error}") from error
 
 
-def _open_log(path: str) -> int:
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
-            raise Refusal(SYSTEM_ERROR, f"log_file: {path} must be a file of root's that nobody else can write")
-    except OSError as error:
-        raise Refusal(SYSTEM_ERROR, f"log_file: {path}: {error.strerror}") from error
-    return file
-
-
 def _lift_limits() -> list[tuple[int, int]]:
     """Free this process from the caller's resource limits, which could kill it half-way; return the payload's.
 
@@ -200,12 +177,14 @@ def _lift_limits() -> list[tuple[int, int]]:
     """
     found = [resource.getrlimit(limit) for limit in LIMITS]
     for limit in LIMITS:
-        with contextlib.suppress(ValueError):  # root without CAP_SYS_RESOURCE, in a container
+        with suppress(ValueError):  # root without CAP_SYS_RESOURCE, in a container
             resource.setrlimit(limit, (0, 0) if limit == resource.RLIMIT_CORE else (resource.RLIM_INFINITY,) * 2)
     return found
 
 
 def _open_sandbox(path: str, caller: pwd.struct_passwd, conf: Conf) -> Sandbox:
+    from .sandbox import Sandbox
+
     if not conf.sandbox_handover:
         raise Refusal(CLIENT_ERROR, f"GLEXEC_SANDBOX: {policy.CONF_PATH} does not say sandbox_handover = yes")
     if not path.startswith("/"):
@@ -222,8 +201,13 @@ def _open_sandbox(path: str, caller: pwd.struct_passwd, conf: Conf) -> Sandbox:
 def _supervise(order: Order, control: socket.socket, log: Log) -> int:
     """Have the monitor run the payload, clean up whatever happens, and return the exit code. Raises Refusal."""
     adopt_orphans()
-    peers = Peers(control, os.pidfd_open(os.getppid()), os.pidfd_open(os.getpid()))
-    case = journal.Case(order.caller.pw_uid, order.target.pw_uid, target_proxy=order.target_proxy)
+    peers = Peers(
+        control=control, caller=os.pidfd_open(os.getppid()), supervisor=os.pidfd_open(os.getpid())
+    )
+    case = journal.Case(
+        caller=order.caller.pw_uid, target=order.target.pw_uid, target_proxy=order.target_proxy, log=log
+    )
+    case.gridmapdir = order.conf.gridmapdir
     case.sweep = () if order.conf.logging_only else order.conf.sweep_directories
     if order.sandbox:
         case.sandbox, case.sandbox_mode = order.sandbox.path, order.sandbox.mode
@@ -238,6 +222,8 @@ def _supervise(order: Order, control: socket.socket, log: Log) -> int:
         os.close(reports)
         os._exit(_monitor(order, tree, peers, report, case, entry, log))
     os.close(report)
+    case.monitor = child
+    entry.write(case)
     with open(reports, encoding="utf-8", errors="replace") as file:
         words = file.read()  # ends when the monitor does: the payload has no copy of the descriptor
     _, status = os.waitpid(child, 0)
@@ -247,9 +233,13 @@ def _supervise(order: Order, control: socket.socket, log: Log) -> int:
     if kind == "refused":
         code, _, reason = text.partition(" ")
         raise Refusal(int(code), reason)
+    log["ended"] = "killed"
     if not os.WIFEXITED(status):
         raise Refusal(SYSTEM_ERROR, "the monitor was killed, and the payload with it")
-    log["pid" if kind == "ended" else "reason"] = text if kind == "ended" else words
+    if kind == "ended":
+        log["pid"], _, log["ended"] = text.partition(" ")
+    else:
+        log["reason"] = words
     if order.conf.epilogue:
         _trusted(order.conf.epilogue)
         from .epilogue import run
@@ -265,7 +255,7 @@ def _monitor(
     try:
         adopt_orphans()
         payload = monitor.start(order, tree)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             peers.control.send(policy.STARTED)
         words, code = monitor.watch(order, payload, peers)
     except Refusal as refusal:
@@ -273,20 +263,25 @@ def _monitor(
     except Exception as error:
         words, code = f"refused {SYSTEM_ERROR} {type(error).__name__}: {error}", SYSTEM_ERROR
     if select.select([peers.supervisor], [], [], 0)[0]:  # it was killed: there is nobody else to do this
-        log["reason"] = "the supervisor was killed"
-        with contextlib.suppress(Exception):
+        log |= {"ended": "killed", "reason": "the supervisor was killed"}
+        with suppress(Exception):
             _clean_up(case, order.sandbox, log)
             entry.close()
-        _write(log, KILLED, 0.0)
-    with contextlib.suppress(OSError):
+        record.write(log, KILLED)
+    with suppress(OSError):
         os.write(report, words.encode(errors="replace")[:4096])
     return code
 
 
 def _clean_up(case: journal.Case, sandbox: Sandbox | None, log: Log) -> None:
     """Leave nothing of the payload: no process, no proxy, no file of its uid. Safe to call twice."""
-    if not end(case.cgroup):
+    from . import target
+
+    gone, used = end(case.cgroup)
+    log |= used
+    if not gone:
         log["leftover"] = "processes"
+    log["pilot"] = record.pilot(case.gridmapdir, case.caller)
     account = pwd.getpwuid(case.target)
     groups = os.getgrouplist(account.pw_name, account.pw_gid)
     if case.target_proxy:
@@ -294,8 +289,10 @@ def _clean_up(case: journal.Case, sandbox: Sandbox | None, log: Log) -> None:
     if sandbox and (withheld := sandbox.hand_back(case.target)):
         log["withheld"] = ", ".join(withheld)
     if case.sweep:
-        with journal.alone(case.target) as alone:
-            if alone and (failed := run_as(account, lambda: target.sweep(case.sweep), groups, _SWEEP_PATIENCE)):
+        with journal.Locked(case.target):
+            if journal.alone(case.target) and (
+                failed := run_as(account, lambda: target.sweep(case.sweep), groups, _SWEEP_PATIENCE)
+            ):
                 log["leftover"] = failed.decode(errors="replace")
 
 
@@ -303,18 +300,20 @@ def _recover() -> None:
     """Clean up after calls whose supervisor and monitor were both killed."""
     for entry in journal.cut_off():
         if case := entry.read():
-            log: Log = {"caller": case.caller, "target": case.target, "reason": "was killed; cleaned up later"}
+            log = case.log | {"ended": "killed", "reason": "was killed; cleaned up later"}
             try:
-                end(case.cgroup)  # before the sandbox is looked for
+                log |= end(case.cgroup)[1]  # before the sandbox is looked for
                 _clean_up(case, _reopened(case) if case.sandbox else None, log)
             except (OSError, KeyError, Refusal) as error:
                 log["leftover"] = str(error)
-            _write(log, KILLED, 0.0)
+            record.write(log, KILLED)
         entry.close()
 
 
 def _reopened(case: journal.Case) -> Sandbox:
     """Return the sandbox of a call that was cut off, if it is still the same directory. Raises OSError and Refusal."""
+    from .sandbox import Sandbox
+
     fd = open_as(pwd.getpwuid(case.caller), case.sandbox, os.O_RDONLY | os.O_DIRECTORY)
     sandbox = Sandbox(case.sandbox, fd, case.caller)
     if (sandbox.found.st_dev, sandbox.found.st_ino) != (case.sandbox_device, case.sandbox_inode):

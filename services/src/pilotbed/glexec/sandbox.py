@@ -13,14 +13,19 @@ sticky bit keeps the pilot's own files safe from the payload.
 
 # ruff: noqa: PTH101, PTH208
 
-import contextlib
+from __future__ import annotations
+
 import ctypes
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Iterator
 
+from .lean import suppress
 from .policy import ACL_NAME, CLIENT_ERROR, SYSTEM_ERROR, Refusal, acl, is_standard_stream, stays_callers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 _OPENAT2 = 437  # the same number on every architecture
 _BELOW = 0x08 | 0x02  # RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
@@ -91,7 +96,7 @@ class Sandbox:
         # names.
         unwanted |= {where: "link out of the sandbox" for where in links if not self._leads_inside(where)}
         for where in unwanted:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(where, dir_fd=self.fd)
         for names in linked.values():
             if not self._return_linked(names, target_uid):
@@ -181,7 +186,7 @@ def _may_change_hands(found: os.stat_result) -> bool:
 
 
 def _remove_acl(fd: int, mode: int) -> None:
-    with contextlib.suppress(OSError):  # there is none
+    with suppress(OSError):  # there is none
         os.removexattr(_handle(fd), ACL_NAME)
     os.chmod(_handle(fd), mode)
 

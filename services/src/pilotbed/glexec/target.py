@@ -6,28 +6,23 @@ Runs in children (``apart``); nothing here is ever root.
 # ruff: noqa: PTH104, PTH108, PTH116, PTH120
 # Single system calls: between two looks at a path it may have become another file.
 
-import contextlib
+from __future__ import annotations
+
 import ctypes
 import os
-import shutil
 import stat
-from collections.abc import Iterable
-from pathlib import Path
 
+from .lean import suppress
 from .policy import CLIENT_ERROR, Refusal
+from .tree import KEYCTL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _IPC_RMID = 0
-_KEYCTL = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)  # keyctl(2) has no wrapper in libc
-_JOIN_SESSION_KEYRING, _CLEAR, _USER_KEYRING, _USER_SESSION_KEYRING = 1, 7, -4, -5
-
-
-def new_session_keyring() -> None:
-    """Leave the session keyring, which is the caller's and lets who possesses it read its keys. Raises OSError."""
-    if _KEYCTL and _libc.syscall(_KEYCTL, _JOIN_SESSION_KEYRING, None) < 0:
-        number = ctypes.get_errno()
-        if number != 38:  # ENOSYS: a kernel without keyrings
-            raise OSError(number, f"keyctl: {os.strerror(number)}")
+_CLEAR, _USER_KEYRING, _USER_SESSION_KEYRING = 7, -4, -5
 
 
 def write_proxy(path: str, pem: bytes, sandbox: tuple[int, int] | None) -> bytes:
@@ -45,7 +40,7 @@ def write_proxy(path: str, pem: bytes, sandbox: tuple[int, int] | None) -> bytes
         alone = above.st_uid == owner and not above.st_mode & 0o002
         if not (alone or sticky or (above.st_dev, above.st_ino) == sandbox):
             raise Refusal(CLIENT_ERROR, f"GLEXEC_TARGET_PROXY: the directory of {path} must be the payload's alone")
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             found = os.lstat(path)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
                 raise Refusal(CLIENT_ERROR, f"GLEXEC_TARGET_PROXY: {path} exists and is not the payload's")
@@ -53,7 +48,7 @@ def write_proxy(path: str, pem: bytes, sandbox: tuple[int, int] | None) -> bytes
             file.write(pem)
         os.rename(partial, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(partial)
         raise Refusal(CLIENT_ERROR, f"GLEXEC_TARGET_PROXY: {path}: {error.strerror}") from error
     return b""
@@ -61,7 +56,7 @@ def write_proxy(path: str, pem: bytes, sandbox: tuple[int, int] | None) -> bytes
 
 def remove_proxy(path: str) -> bytes:
     """Remove the proxy at ``path``, if it is the account's."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if os.lstat(path).st_uid == os.getuid():
             os.unlink(path)
     return b""
@@ -75,15 +70,15 @@ def sweep(directories: Iterable[str]) -> bytes:
     """
     owner, failed = os.getuid(), []
     for directory in directories:
-        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        with suppress(FileNotFoundError), os.scandir(directory) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     if entry.stat(follow_symlinks=False).st_uid == owner and not _remove(entry):
                         failed.append(entry.path)
     _remove_ipc(owner)
-    if _KEYCTL:
+    if KEYCTL:
         for keyring in (_USER_KEYRING, _USER_SESSION_KEYRING):
-            _libc.syscall(_KEYCTL, _CLEAR, keyring)
+            _libc.syscall(KEYCTL, _CLEAR, keyring)
     return ", ".join(failed).encode(errors="replace")[:1000]
 
 
@@ -97,6 +92,8 @@ def _remove(entry: os.DirEntry[str]) -> bool:
             path = f"{directory}/{name}"
             if stat.S_ISDIR(os.lstat(path).st_mode):
                 os.chmod(path, 0o700)  # noqa: PTH101
+    import shutil
+
     shutil.rmtree(entry.path, ignore_errors=True)
     return not os.path.lexists(entry.path)
 
@@ -104,8 +101,8 @@ def _remove(entry: os.DirEntry[str]) -> bool:
 def _remove_ipc(owner: int) -> None:
     """Remove the account's shared memory, semaphores and message queues (/proc/sysvipc)."""
     for kind, key in (("shm", "shmid"), ("sem", "semid"), ("msg", "msqid")):
-        with contextlib.suppress(OSError):
-            head, *lines = (line.split() for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines())
+        with suppress(OSError), open(f"/proc/sysvipc/{kind}", encoding="ascii") as file:
+            head, *lines = (line.split() for line in file)
             for line in lines:
                 if int(line[head.index("uid")]) == owner:
                     number = int(line[head.index(key)])

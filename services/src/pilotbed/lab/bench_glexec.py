@@ -26,16 +26,18 @@ MEMORY_AIM = 12.0
 #: How much longer than sudo and a bare Python glexec may take, without the mapping.
 RATIO_AIM = 1.5
 
+#: A further name of python3's, for sudo with the defaults that glexec's own rule has.
+LEAN = "/usr/bin/python3-lean"
 #: What is run: name, and arguments.
 COMMANDS = {
     "sudo true": ["/usr/bin/sudo", "-n", "/usr/bin/true"],
     "sudo python3": ["/usr/bin/sudo", "-n", "/usr/bin/python3", "-I", "-c", "pass"],
+    "lean python3": ["/usr/bin/sudo", "-n", LEAN, "-I", "-c", "pass"],
     "glexec": ["/usr/sbin/glexec", "/usr/bin/true"],
 }
-#: glexec's rule gives these the same defaults: sudo as lean as it gets, for both.
-SUDOERS = """
-Defaults!/usr/bin/true,/usr/bin/python3 env_reset, !requiretty, !use_pty, !pam_session, !pam_setcred, !log_allowed
-%glpilot ALL=(root) NOPASSWD: /usr/bin/true, /usr/bin/python3
+SUDOERS = f"""
+Defaults!{LEAN} env_reset, !requiretty, !use_pty, !pam_session, !pam_setcred, !log_allowed
+%glpilot ALL=(root) NOPASSWD: /usr/bin/true, /usr/bin/python3, {LEAN}
 """
 
 #: Marks of one call, in order: what was done between the one before and this one.
@@ -131,7 +133,7 @@ def samples(rounds: Sequence[dict[str, Sequence[int]]], marks: Sequence[tuple[st
         began, ended = took["glexec"]
         split = parts(took["glexec"], {name: at for name, at in marks if began <= at <= ended})
         to_exec = sum(split[name] for name in list(PARTS)[: list(PARTS).index("executed") + 1])
-        whole = {name: (after - before) / 1e6 for name, (before, after) in took.items()}
+        whole: dict[str, Any] = {name: (after - before) / 1e6 for name, (before, after) in took.items()}
         found.append(whole | {"to exec": to_exec, "without mapping": to_exec - split["mapped"], "parts": split})
     return found
 
@@ -164,7 +166,7 @@ def measure(checkout: Path, rounds: int = ROUNDS) -> dict[str, Any]:
             work = bed.directory()
             proxy = bed.write(f"{work}/proxy", bed.proxy())
             bed.write("/etc/sudoers.d/bench", SUDOERS, owner="root", mode=0o440)
-            bed.root("python3 -m compileall -q /usr/lib/pilotbed")  # as role pilotbed does
+            bed.root(f"ln -s python3 {LEAN}; python3 -m compileall -q /usr/lib/pilotbed")  # as role pilotbed does
             waiting = memory(bed, proxy)
             bed.write(MARKS, "", owner="root", mode=0o666)
             for path, names in {module.GLEXEC: ("front", "front imports", ""),
@@ -189,12 +191,12 @@ def measure(checkout: Path, rounds: int = ROUNDS) -> dict[str, Any]:
 
 def middle(found: Sequence[dict[str, Any]], name: str) -> float:
     """Return the median of a figure over the samples."""
-    return statistics.median(sample[name] for sample in found)
+    return float(statistics.median(sample[name] for sample in found))
 
 
 def ratio(found: Sequence[dict[str, Any]], mine: str, theirs: str) -> float:
     """Return the median of the ratios within a round."""
-    return statistics.median(sample[mine] / sample[theirs] for sample in found)
+    return float(statistics.median(sample[mine] / sample[theirs] for sample in found))
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -202,6 +204,7 @@ def tables(found: dict[str, Any]) -> str:
     machine, taken, parallel = found["machine"], found["samples"], found["parallel"]
     split = [sample["parts"] for sample in taken]
     compared = [("sudo -n /usr/bin/true", "sudo true"), ("sudo -n python3 -I -c pass", "sudo python3"),
+                ("the same, sudo without pty and PAM session", "lean python3"),
                 ("glexec /usr/bin/true, start to exec", "to exec"), ("the same without the mapping", "without mapping"),
                 ("glexec /usr/bin/true, start to end", "glexec")]  # fmt: skip
     most = max(process["rss"] for process in found["memory"])
@@ -218,9 +221,10 @@ def tables(found: dict[str, Any]) -> str:
         f"{machine['kernel']}, yardstick {found['yardstick_seconds']} s. Medians of {len(taken)} alternating rounds; "
         "ratios are made within a round.",
         "",
-        *document.table(["", "ms", "/ sudo python3", "/ sudo true"], [
-            [what, f"{middle(taken, name):.1f}", f"{ratio(taken, name, 'sudo python3'):.2f}",
-             f"{ratio(taken, name, 'sudo true'):.2f}"] for what, name in compared]),
+        *document.table(["", "ms", "/ sudo python3", "/ the lean one", "/ sudo true"], [
+            [what, f"{middle(taken, name):.1f}",
+             *(f"{ratio(taken, name, other):.2f}" for other in ("sudo python3", "lean python3", "sudo true"))]
+            for what, name in compared]),
         "",
         *document.table(["part of a call", "ms"],
                         [[what, f"{middle(split, name):.1f}"] for name, what in PARTS.items()]),
