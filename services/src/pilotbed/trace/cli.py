@@ -1,0 +1,123 @@
+"""The command pilotbed-trace: reads the records; what to make of them is in ``records``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..glexec import journal
+from . import records
+from .records import Payload
+
+_HISTORY = "GlobalJobId,Owner,x509userproxysubject,ExitCode,JobStatus,RemoteUserCpu,RemoteSysCpu,RemoteWallClockTime"
+
+
+def moment(text: str) -> float:
+    """Return the seconds since 1970 of an ISO date or time (local, if it does not say), or of @SECONDS."""
+    return float(text[1:]) if text.startswith("@") else datetime.fromisoformat(text).astimezone().timestamp()
+
+
+def read_journal(directory: Path | None, since: float, *matches: str) -> Iterator[Payload]:
+    """Yield the payloads that ended after ``since``, as the journal has them. Raises OSError."""
+    fields = ",".join(["_UID", "_HOSTNAME", "SYSLOG_IDENTIFIER", *(f"GLEXEC_{name}" for name in records.FIELDS)])
+    command = ["journalctl", "--quiet", "--no-pager", "--output=json", f"--output-fields={fields}",
+               f"--since=@{int(since)}", *([f"--directory={directory}"] if directory else []),
+               *records.MATCHES, *matches]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if one := records.payload(json.loads(line)):
+                yield one
+    if process.returncode:
+        raise OSError(f"journalctl ended with {process.returncode}")
+
+
+def read_running() -> list[Payload]:
+    """Return the payloads that run on this node now; none for who is not root, as only root may see them."""
+    if os.geteuid() or not Path(journal.DIRECTORY).is_dir():
+        return []
+    return [records.running(case.log, socket.gethostname()) for case in journal.under_way() if case.monitor]
+
+
+def read_slurm(file: Path | None, found: Sequence[Payload]) -> dict[str, dict[str, str]]:
+    """Return Slurm's records of the payloads' batch jobs: of the job completion file, or of sacct. Raises OSError."""
+    if file:
+        return records.slurm_jobs(file.read_text(errors="replace"))
+    ids = sorted({one.batch.removeprefix("slurm ") for one in found if one.batch.startswith("slurm ")})
+    if not ids or not shutil.which("sacct"):
+        return {}
+    command = ["sacct", "--parsable2", "--noheader", "--allocations", f"--format={records.SACCT}",
+               f"--jobs={','.join(ids)}"]  # fmt: skip
+    # It fails where slurmdbd does not run: the records are complete without it, but for Slurm's own view.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return records.sacct_jobs(done.stdout) if done.returncode == 0 else {}
+
+
+def read_condor() -> list[dict[str, Any]]:
+    """Return the history of this submit host. Raises OSError."""
+    command = ["condor_history", "-json", "-attributes", _HISTORY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"condor_history: {done.stderr.strip()}")
+    ads: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+    return ads
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line's meaning."""
+    parser = argparse.ArgumentParser(prog="pilotbed-trace", description="Who ran on a node, and where a user ran.")
+    parser.add_argument("--node", default="", help="what ran on this node")
+    parser.add_argument("--dn", default="", help="what ran for this user (end-entity DN)")
+    parser.add_argument("--account", default="", help="what ran under this pool account")
+    parser.add_argument("--at", type=moment, metavar="TIME", help="at this time, such as 2026-11-21T02:47:38+00:00")
+    parser.add_argument("--since", type=moment, metavar="TIME", help="not before (default: a day ago)")
+    parser.add_argument("--until", type=moment, metavar="TIME", help="not after (default: now)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--directory", type=Path, help="collected journals; default: this node's own")
+    source.add_argument("--records", type=argparse.FileType(), help="what --json has printed elsewhere; - is stdin")
+    parser.add_argument("--slurm", type=Path, metavar="FILE", help="Slurm's job completion file; default: sacct")
+    parser.add_argument("--condor", action="store_true", help="join this submit host's condor_history")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    asked = parser.parse_args(argv)
+    if not (asked.node or asked.dn or asked.account):
+        parser.error("say a --node, a --dn or an --account")
+    if asked.at is not None and (asked.since is not None or asked.until is not None):
+        parser.error("--at is one moment, --since and --until are a span: say one of both")
+    now = datetime.now().timestamp()
+    asked.until = now if asked.until is None else asked.until
+    asked.since = asked.until - 86400 if asked.since is None else asked.since
+    if asked.at is not None:
+        asked.since = asked.until = asked.at
+    return asked
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer one question; return the exit code: 0, or 1 where the records cannot be read."""
+    asked = arguments(argv)
+    named = {"TARGET": asked.account, "DN": asked.dn}
+    matches = [f"GLEXEC_{name}={value}" for name, value in named.items() if value]
+    try:
+        if asked.records:
+            found = records.from_json(json.load(asked.records))
+        else:
+            found = list(read_journal(asked.directory, asked.since, *matches))
+            found += [] if asked.directory else read_running()
+        found = records.chosen(
+            found, node=asked.node, dn=asked.dn, account=asked.account, since=asked.since, until=asked.until
+        )
+        jobs = {} if asked.records else read_slurm(asked.slurm, found)
+        found = records.joined(found, jobs, read_condor() if asked.condor else ())
+    except (OSError, ValueError, TypeError) as error:
+        print(f"pilotbed-trace: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(records.as_json(found), indent=1) if asked.json else records.table(found))
+    return 0

@@ -1,0 +1,171 @@
+"""Records of payloads, their choice and their join with other records: no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+#: What journalctl is to show of an entry, and what it is to look for: any account may write fields to the journal, but
+#: `_UID` is journald's own word.
+MATCHES = ("SYSLOG_IDENTIFIER=glexec", "_UID=0")
+FIELDS = ("DN", "FQAN", "ID", "CALLER", "TARGET", "PILOT", "BATCH", "STARTED", "WALL", "CPU", "MEMORY", "EXIT", "ENDED",
+          "REASON", "TRACKING", "PID")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One payload. Times in seconds since 1970, memory in bytes; ``end`` is None while it runs."""
+
+    node: str
+    account: str
+    dn: str
+    fqan: str
+    id: str  # GLEXEC_ID: HTCondor's GlobalJobId
+    pilot_account: str
+    pilot: str  # DN, in lower case
+    batch: str  # such as "slurm 6"
+    start: float
+    end: float | None
+    cpu: float
+    memory: int
+    exit: int | None
+    ended: str  # "exit 3", "signal 9", "killed"; empty: running
+    reason: str
+    job: Mapping[str, str] = field(default_factory=dict)  # the batch system's record
+    condor: Mapping[str, Any] = field(default_factory=dict)  # HTCondor's
+
+
+def payload(entry: Mapping[str, Any]) -> Payload | None:
+    """Return the payload of a journal entry (`journalctl -o json`); None if it is no record of one.
+
+    Refused calls ran nothing, and are none. What root has not written is none, whatever it says.
+    """
+    if entry.get("_UID") != "0" or entry.get("SYSLOG_IDENTIFIER") != "glexec":
+        return None
+    found = {name: _text(entry.get(f"GLEXEC_{name}")) for name in FIELDS}
+    if not found["STARTED"] or not found["ENDED"]:
+        return None
+    start = float(found["STARTED"])
+    return Payload(
+        node=_text(entry.get("_HOSTNAME")), account=found["TARGET"], dn=found["DN"], fqan=found["FQAN"], id=found["ID"],
+        pilot_account=found["CALLER"], pilot=found["PILOT"], batch=found["BATCH"], start=start,
+        end=start + float(found["WALL"]), cpu=float(found["CPU"]), memory=int(found["MEMORY"]),
+        exit=int(found["EXIT"]), ended=found["ENDED"], reason=found["REASON"],
+    )  # fmt: skip
+
+
+def running(log: Mapping[str, Any], node: str) -> Payload:
+    """Return the payload of a call that is under way on this node (`pilotbed.glexec.journal`)."""
+    said = {key: str(value) for key, value in log.items()}
+    return Payload(
+        node=node, account=said["target"], dn=said["dn"], fqan=said["fqan"], id=said["id"],
+        pilot_account=said["caller"], pilot="", batch=said["batch"], start=float(said["started"]), end=None,
+        cpu=0.0, memory=0, exit=None, ended="", reason="",
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    """Return a field's value: journalctl gives bytes for what cannot be shown, and a list for a field that is twice."""
+    if isinstance(value, list):
+        if all(isinstance(item, int) for item in value):
+            return bytes(value).decode(errors="replace")
+        return _text(value[0])
+    return "" if value is None else str(value)
+
+
+def chosen(
+    found: Iterable[Payload], *, node: str = "", dn: str = "", account: str = "", since: float, until: float
+) -> list[Payload]:
+    """Return, by start, the payloads on a node, of a user or of an account that ran between two times (1970 s)."""
+    return sorted(
+        (one for one in found
+         if (not node or one.node.partition(".")[0] == node.partition(".")[0])
+         and (not dn or one.dn == dn) and (not account or one.account == account)
+         and one.start <= until and (one.end is None or one.end >= since)),
+        key=lambda one: one.start,
+    )  # fmt: skip
+
+
+# -- other records
+
+
+def slurm_jobs(text: str) -> dict[str, dict[str, str]]:
+    """Return the jobs by id in the text of a job completion file (JobCompType=jobcomp/filetxt), a job a line.
+
+    Only fields are taken whose values have no spaces.
+    """
+    keys = {"UserId": "user", "JobState": "state", "StartTime": "start", "EndTime": "end", "NodeList": "nodes"}
+    jobs: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        # A job's name stands between the ids and the rest and is the user's: it must not pass for another field.
+        head, _, rest = line.partition(" Name=")
+        tail = rest[rest.rfind(" JobState=") :]
+        said = dict(re.findall(r"(\w+)=(\S*)", f"{head} {tail}"))
+        if "JobId" in said:
+            jobs[said["JobId"]] = {name: said.get(key, "") for key, name in keys.items()}
+            jobs[said["JobId"]]["user"] = jobs[said["JobId"]]["user"].partition("(")[0]
+    return jobs
+
+
+#: `sacct --parsable2 --noheader --allocations --format=`: what `sacct_jobs` reads.
+SACCT = "JobIDRaw,User,State,Start,End,NodeList,TotalCPU"
+
+
+def sacct_jobs(text: str) -> dict[str, dict[str, str]]:
+    """Return the jobs by id in what sacct has printed with the format `SACCT`."""
+    names = ("user", "state", "start", "end", "nodes", "cpu")
+    rows = (line.split("|") for line in text.splitlines())
+    return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows if len(row) == len(names) + 1}
+
+
+def joined(
+    found: Iterable[Payload], jobs: Mapping[str, Mapping[str, str]], ads: Iterable[Mapping[str, Any]] = ()
+) -> list[Payload]:
+    """Return the payloads with the records of their batch jobs (by id) and of HTCondor's jobs (ads, by GlobalJobId).
+
+    A batch job of another account than the pilot's is not the payload's: ids begin anew when a batch system does.
+    """
+    by_id = {str(ad.get("GlobalJobId")): ad for ad in ads}
+    result = []
+    for one in found:
+        job = jobs.get(one.batch.partition(" ")[2], {})
+        if job.get("user") != one.pilot_account:
+            job = {}
+        result.append(Payload(**{**vars(one), "job": job or one.job, "condor": by_id.get(one.id, one.condor)}))
+    return result
+
+
+# -- output
+
+
+def as_json(found: Iterable[Payload]) -> list[dict[str, Any]]:
+    """Return what `from_json` reads again."""
+    return [asdict(one) for one in found]
+
+
+def from_json(values: Iterable[Mapping[str, Any]]) -> list[Payload]:
+    """Return the payloads of `as_json`. Raises TypeError."""
+    return [Payload(**value) for value in values]
+
+
+def table(found: Sequence[Payload]) -> str:
+    """Return the payloads as a table for a terminal; nothing in it can be a control character."""
+    rows = [("start (UTC)", "end", "node", "account", "user", "pilot", "batch job", "job", "CPU s", "ended")]
+    for one in found:
+        state = f" {one.job['state']}" if one.job else ""
+        rows.append((
+            _when(one.start), _when(one.end) if one.end is not None else "running", one.node.partition(".")[0],
+            one.account, one.dn, one.pilot_account, f"{one.batch}{state}", one.id, f"{one.cpu:.1f}",
+            f"{one.ended}: {one.reason}" if one.reason else one.ended,
+        ))  # fmt: skip
+    clean = [["".join(c if c.isprintable() else "?" for c in cell) or "-" for cell in row] for row in rows]
+    widths = [max(len(row[at]) for row in clean) for at in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in clean)  # fmt: skip
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,130 @@
+"""Records of payloads: what counts as one, which are chosen, what they are joined with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pilotbed.trace import cli, records
+from pilotbed.trace.records import Payload
+
+ALICE = "/DC=test/CN=Alice"
+ENTRY = {
+    "_UID": "0", "_HOSTNAME": "wn1.grid.test", "SYSLOG_IDENTIFIER": "glexec", "GLEXEC_DN": ALICE,
+    "GLEXEC_FQAN": "/gridlab", "GLEXEC_ID": "submit#22.0#1", "GLEXEC_CALLER": "pilot009", "GLEXEC_TARGET": "gl016",
+    "GLEXEC_PILOT": "/cn=pilot", "GLEXEC_BATCH": "slurm 6", "GLEXEC_STARTED": "1000.5", "GLEXEC_WALL": "10.0",
+    "GLEXEC_CPU": "9.5", "GLEXEC_MEMORY": "1048576", "GLEXEC_EXIT": "0", "GLEXEC_ENDED": "exit 0",
+}  # fmt: skip
+
+
+def made(**changes: Any) -> Payload:
+    one = records.payload(ENTRY)
+    assert one is not None
+    return Payload(**{**vars(one), **changes})
+
+
+def test_entry_is_a_record() -> None:
+    assert made() == Payload(
+        node="wn1.grid.test", account="gl016", dn=ALICE, fqan="/gridlab", id="submit#22.0#1", pilot_account="pilot009",
+        pilot="/cn=pilot", batch="slurm 6", start=1000.5, end=1010.5, cpu=9.5, memory=1 << 20, exit=0, ended="exit 0",
+        reason="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_UID": "21016"},
+        {"_UID": None},
+        {"_UID": ["21016", "0"]},
+        {"SYSLOG_IDENTIFIER": "glexec2"},
+        {"GLEXEC_STARTED": None},
+        {"GLEXEC_ENDED": None},  # refused: nothing ran
+    ],
+)
+def test_what_is_no_record_of_roots_is_none(changes: dict[str, Any]) -> None:
+    assert records.payload(ENTRY | changes) is None
+
+
+def test_fields_that_journalctl_shows_otherwise_are_read() -> None:
+    one = records.payload(ENTRY | {"GLEXEC_ID": list(b"a\nb"), "GLEXEC_DN": ["/CN=x", "/CN=y"]})
+    assert one is not None
+    assert (one.id, one.dn) == ("a\nb", "/CN=x")
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "found"),
+    [(0, 999, False), (0, 1000.5, True), (1005, 1005, True), (1010.5, 2000, True), (1011, 2000, False)],
+)
+def test_a_payload_is_there_from_start_to_end(since: float, until: float, found: bool) -> None:
+    assert bool(records.chosen([made()], node="wn1", since=since, until=until)) is found
+    assert bool(records.chosen([made(end=None)], since=since, until=until)) is (until >= 1000.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"node": "wn1"}, True),
+        ({"node": "wn1.grid.test"}, True),
+        ({"node": "wn"}, False),
+        ({"dn": ALICE}, True),
+        ({"dn": "/DC=test/CN=Ali"}, False),
+        ({"account": "gl016"}, True),
+        ({"account": "gl01"}, False),
+        ({"node": "wn1", "account": "gl017"}, False),
+    ],
+)
+def test_choice_by_node_user_and_account(asked: dict[str, str], found: bool) -> None:
+    assert bool(records.chosen([made()], since=0, until=2000, **asked)) is found
+
+
+JOBCOMP = (
+    "JobId=6 UserId=pilot009(20009) GroupId=glpilot(20000) Name=x JobId=7 UserId=root(0) EndTime=never "
+    "JobState=COMPLETED Partition=grid TimeLimit=1440 StartTime=2026-11-21T02:43:17 EndTime=2026-11-21T02:50:00 "
+    "NodeList=wn1 NodeCnt=1 ProcCnt=1 WorkDir=/srv\n\nrubbish\n"
+)
+JOB = {"user": "pilot009", "state": "COMPLETED", "start": "2026-11-21T02:43:17", "end": "2026-11-21T02:50:00",
+       "nodes": "wn1"}  # fmt: skip
+
+
+def test_completion_file_is_read_and_a_jobs_name_is_nothing_but_a_name() -> None:
+    assert records.slurm_jobs(JOBCOMP) == {"6": JOB}
+
+
+def test_sacct_is_read() -> None:
+    text = "6|pilot009|COMPLETED|2026-11-21T02:43:17|2026-11-21T02:50:00|wn1|00:09.500\nrubbish\n"
+    assert records.sacct_jobs(text) == {"6": JOB | {"cpu": "00:09.500"}}
+
+
+def test_join_by_batch_job_and_global_job_id() -> None:
+    ad = {"GlobalJobId": "submit#22.0#1", "Owner": "alice"}
+    (one,) = records.joined([made()], {"6": JOB}, [ad, {"GlobalJobId": "submit#2.0#1"}])
+    assert (one.job, one.condor) == (JOB, ad)
+    assert records.from_json(records.as_json([one])) == [one]
+
+
+@pytest.mark.parametrize("changes", [{"batch": ""}, {"batch": "slurm 7"}, {"pilot_account": "pilot001"}])
+def test_what_does_not_fit_is_not_joined(changes: dict[str, str]) -> None:
+    (one,) = records.joined([made(**changes)], {"6": JOB})
+    assert one.job == {}
+
+
+def test_table_has_nothing_for_a_terminal_to_obey() -> None:
+    shown = records.table([made(id="a\x1b[2J\nb"), made(end=None, ended="")])
+    assert len(shown.splitlines()) == 3
+    assert "\x1b" not in shown
+    assert "a?[2J?b" in shown
+    assert "1970-01-01 00:16:40" in shown
+    assert "running" in shown
+
+
+@pytest.mark.parametrize("words", [[], ["--node", "x", "--at", "@1", "--since", "@0"], ["--node", "x", "--at", "noon"]])
+def test_command_line_that_cannot_be_meant_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.arguments(words)
+    assert "pilotbed-trace: error" in capsys.readouterr().err
+
+
+def test_moments() -> None:
+    assert cli.moment("@12.5") == 12.5
+    assert cli.moment("1970-01-01T01:00:00+01:00") == 0
