@@ -152,10 +152,11 @@ def _be_init(payload: Callable[[int], None], parent: int) -> None:
         ended, status = os.wait()
         if ended == first:
             break
-    with suppress(OSError):  # the kernel would do the same, but forget their CPU time
-        os.kill(-1, signal.SIGKILL)
-        while True:
-            os.wait()
+    if os.getpid() == 1:  # -1 is all of the namespace, or of the node
+        with suppress(OSError):  # the kernel would do the same, but forget their CPU time
+            os.kill(-1, signal.SIGKILL)
+            while True:
+                os.wait()
     os._exit(policy.exit_code(status))
 
 
