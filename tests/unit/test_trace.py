@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pilotbed.glexec import policy
 from pilotbed.trace import cli, records
 from pilotbed.trace.records import Payload
 
@@ -35,21 +39,34 @@ def test_entry_is_a_record() -> None:
     "changes",
     [
         {"_UID": "21016"},
-        {"_UID": None},
-        {"_UID": ["21016", "0"]},
+        {"_UID": ""},
         {"SYSLOG_IDENTIFIER": "glexec2"},
-        {"GLEXEC_STARTED": None},
-        {"GLEXEC_ENDED": None},  # refused: nothing ran
+        {"GLEXEC_STARTED": ""},
+        {"GLEXEC_ENDED": ""},  # refused: nothing ran
     ],
 )
 def test_what_is_no_record_of_roots_is_none(changes: dict[str, Any]) -> None:
     assert records.payload(ENTRY | changes) is None
 
 
-def test_fields_that_journalctl_shows_otherwise_are_read() -> None:
-    one = records.payload(ENTRY | {"GLEXEC_ID": list(b"a\nb"), "GLEXEC_DN": ["/CN=x", "/CN=y"]})
-    assert one is not None
-    assert (one.id, one.dn) == ("a\nb", "/CN=x")
+def test_export_format_is_read() -> None:
+    forged = b"a\n\n_UID=0\n"
+    stream = b"_UID=0\nID\n" + len(forged).to_bytes(8, "little") + forged + b"\nDN=/CN=x\nDN=/CN=y\n\n\n_UID=21016\n"
+    assert list(records.exported(io.BytesIO(stream))) == [
+        {"_UID": "0", "ID": forged.decode(), "DN": "/CN=x"},
+        {"_UID": "21016"},
+    ]
+    for end in range(12, 12 + len(forged)):
+        with pytest.raises(ValueError, match="cut off"):
+            list(records.exported(io.BytesIO(stream[: len(b"_UID=0\n") + end])))
+
+
+@given(st.dictionaries(st.from_regex(r"[A-Z_]{1,9}", fullmatch=True), st.text(), max_size=5))
+def test_what_glexec_sends_comes_back(fields: dict[str, str]) -> None:
+    """The native protocol's fields are the export format's."""
+    entry = policy.journal_entry(fields) + b"\n"
+    expected = [fields] if fields else []
+    assert list(records.exported(io.BytesIO(entry))) == expected
 
 
 @pytest.mark.parametrize(

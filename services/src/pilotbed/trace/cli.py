@@ -29,13 +29,13 @@ def moment(text: str) -> float:
 def read_journal(directory: Path | None, since: float, *matches: str) -> Iterator[Payload]:
     """Yield the payloads that ended after ``since``, as the journal has them. Raises OSError."""
     fields = ",".join(["_UID", "_HOSTNAME", "SYSLOG_IDENTIFIER", *(f"GLEXEC_{name}" for name in records.FIELDS)])
-    command = ["journalctl", "--quiet", "--no-pager", "--output=json", f"--output-fields={fields}",
+    command = ["journalctl", "--quiet", "--no-pager", "--output=export", f"--output-fields={fields}",
                f"--since=@{int(since)}", *([f"--directory={directory}"] if directory else []),
                *records.MATCHES, *matches]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if one := records.payload(json.loads(line)):
+        for entry in records.exported(process.stdout):  # type: ignore[arg-type]
+            if one := records.payload(entry):
                 yield one
     if process.returncode:
         raise OSError(f"journalctl ended with {process.returncode}")

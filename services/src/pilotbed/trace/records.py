@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 #: What journalctl is to show of an entry, and what it is to look for: any account may write fields to the journal, but
 #: `_UID` is journald's own word.
@@ -38,19 +38,45 @@ class Payload:
     condor: Mapping[str, Any] = field(default_factory=dict)  # HTCondor's
 
 
-def payload(entry: Mapping[str, Any]) -> Payload | None:
-    """Return the payload of a journal entry (`journalctl -o json`); None if it is no record of one.
+def exported(stream: BinaryIO) -> Iterator[dict[str, str]]:
+    """Yield the entries of a stream in the journal's export format (systemd.io/JOURNAL_EXPORT_FORMATS).
+
+    It takes journalctl a third of the time of its JSON. Of a field that is there twice, the first counts.
+
+    Raises:
+        ValueError: the stream ends within an entry.
+    """
+    entry: dict[str, str] = {}
+    for line in stream:
+        name, equals, value = line.rstrip(b"\n").partition(b"=")
+        if equals:
+            entry.setdefault(name.decode(), value.decode(errors="replace"))
+        elif name:  # what is no plain text comes with its length
+            size = int.from_bytes(stream.read(8), "little")
+            data = stream.read(size)
+            if len(data) < size or stream.read(1) != b"\n":
+                raise ValueError(f"the journal's {name.decode(errors='replace')} is cut off")
+            entry.setdefault(name.decode(), data.decode(errors="replace"))
+        elif entry:
+            yield entry
+            entry = {}
+    if entry:
+        yield entry
+
+
+def payload(entry: Mapping[str, str]) -> Payload | None:
+    """Return the payload of a journal entry; None if it is no record of one.
 
     Refused calls ran nothing, and are none. What root has not written is none, whatever it says.
     """
     if entry.get("_UID") != "0" or entry.get("SYSLOG_IDENTIFIER") != "glexec":
         return None
-    found = {name: _text(entry.get(f"GLEXEC_{name}")) for name in FIELDS}
+    found = {name: entry.get(f"GLEXEC_{name}", "") for name in FIELDS}
     if not found["STARTED"] or not found["ENDED"]:
         return None
     start = float(found["STARTED"])
     return Payload(
-        node=_text(entry.get("_HOSTNAME")), account=found["TARGET"], dn=found["DN"], fqan=found["FQAN"], id=found["ID"],
+        node=entry.get("_HOSTNAME", ""), account=found["TARGET"], dn=found["DN"], fqan=found["FQAN"], id=found["ID"],
         pilot_account=found["CALLER"], pilot=found["PILOT"], batch=found["BATCH"], start=start,
         end=start + float(found["WALL"]), cpu=float(found["CPU"]), memory=int(found["MEMORY"]),
         exit=int(found["EXIT"]), ended=found["ENDED"], reason=found["REASON"],
@@ -65,15 +91,6 @@ def running(log: Mapping[str, Any], node: str) -> Payload:
         pilot_account=said["caller"], pilot="", batch=said["batch"], start=float(said["started"]), end=None,
         cpu=0.0, memory=0, exit=None, ended="", reason="",
     )  # fmt: skip
-
-
-def _text(value: Any) -> str:
-    """Return a field's value: journalctl gives bytes for what cannot be shown, and a list for a field that is twice."""
-    if isinstance(value, list):
-        if all(isinstance(item, int) for item in value):
-            return bytes(value).decode(errors="replace")
-        return _text(value[0])
-    return "" if value is None else str(value)
 
 
 def chosen(
