@@ -229,7 +229,7 @@ def tables(found: dict[str, Any]) -> str:
         *document.table(["part of a call", "ms"],
                         [[what, f"{middle(split, name):.1f}"] for name, what in PARTS.items()]),
         "",
-        *document.table(["memory of a waiting call, MB", "resident", "proportional", "private"], [
+        *document.table(["memory of a waiting call, MB", "resident", "proportional", "private and written"], [
             [name, *(f"{process[key]:.1f}" for key in ("rss", "pss", "private"))]
             for name, process in zip(("supervisor", "monitor"), found["memory"], strict=True)]),
         "",
