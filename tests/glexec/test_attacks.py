@@ -286,6 +286,31 @@ def set_uid_program_left_in_the_sandbox_becomes_the_pilots(pilot):
     return f"euid={pilot.bed.ids(PILOT)[0]}" in pilot.bed.run(f"{pilot.work}/program", user="nobody").out
 
 
+EXCHANGE = """
+import ctypes, os
+os.chdir({0!r})
+print("swapping", flush=True)
+while True:
+    ctypes.CDLL(None).renameat2(-100, b"mine", -100, b"swapped", 2)  # AT_FDCWD, RENAME_EXCHANGE
+"""
+
+
+@attack(patched("root", "open_as(caller, path, os.O_RDONLY | os.O_DIRECTORY), caller.pw_uid",
+                "os.open(path, os.O_RDONLY | os.O_DIRECTORY), caller.pw_uid"),
+        patched("sandbox", "        if self.found.st_uid != caller_uid:\n", "        if False:\n"))  # fmt: skip
+def sandbox_swapped_for_a_link_while_it_is_looked_at(pilot):
+    directory, other = pilot.bed.directory(), pilot.bed.directory(OTHER_PILOT, 0o700)
+    pilot.bed.write(f"{other}/secret", "the secret\n", OTHER_PILOT)
+    pilot.bed.root(f"cd {directory}; install -d -o {PILOT} mine; ln -s {other} swapped; chown -h {PILOT} swapped")
+    swapper = pilot.bed.start("python3", "-c", EXCHANGE.format(directory), user=PILOT)
+    assert swapper.stdout.readline() == "swapping\n", swapper.stderr.read()
+    try:
+        return any("the secret" in pilot.sh("cat secret", GLEXEC_SANDBOX=f"{directory}/swapped").out for _ in range(12))
+    finally:
+        pilot.bed.root("pkill -f '[r]enameat2' || true")
+        swapper.wait()
+
+
 # -- what a payload does to others ---------------------------------------------------------------------------------
 
 REACH = """
@@ -383,6 +408,76 @@ def system_v_objects_left(pilot):
     program = f"import ctypes\nfor get, how in {calls}.items(): assert getattr(ctypes.CDLL(None), get)(47, *how) >= 0"
     assert payload(pilot, program).code == 0
     return len(pilot.bed.left()) == 3
+
+
+FILL = """
+import os, sys
+os.mkdir("d")
+os.chdir("d")
+made = 0
+try:
+    while True:
+        with open(str(made), "wb") as file:
+            file.write(bytes(int(sys.argv[1])))
+        made += 1
+except OSError as error:
+    print(error.strerror)
+os.chmod("../d", 0)
+"""
+
+
+def filled(pilot, directory, size, **options):
+    """Have a payload fill a small file system at `directory`: with files of this size, the last ones in a closed one."""
+    pilot.bed.write(f"{pilot.work}/fill.py", FILL, mode=0o644)
+    done = pilot.sh(f"cd {directory} && exec python3 -I {pilot.work}/fill.py {size}", **options)
+    assert (done.code, done.out) == (0, "No space left on device\n"), done
+
+
+@contextlib.contextmanager
+def small(bed, directory, mode, owner="root"):
+    uid, gid = bed.ids(owner)
+    bed.root(f"mount -t tmpfs -o size=256k,nr_inodes=64,mode={mode},uid={uid},gid={gid} tmpfs {directory}")
+    try:
+        yield directory
+    finally:
+        bed.root(f"umount {directory}")
+
+
+def tmp_is_full_for_the_next_user(pilot, size):
+    bob = pilot.bed.write(f"{pilot.work}/bobs", pilot.bed.proxy("bob"))
+    with small(pilot.bed, "/tmp", 1777):
+        filled(pilot, "/tmp", size)
+        return pilot.sh("echo output >/tmp/file", GLEXEC_CLIENT_CERT=bob).code != 0
+
+
+@attack(UNSWEPT)
+def tmp_filled_with_bytes_for_the_next_user(pilot):
+    return tmp_is_full_for_the_next_user(pilot, 16384)
+
+
+@attack(UNSWEPT)
+def tmp_filled_with_inodes_for_the_next_user(pilot):
+    return tmp_is_full_for_the_next_user(pilot, 0)
+
+
+def sandbox_stays_full(pilot, size):
+    with small(pilot.bed, pilot.bed.directory(), 711, PILOT) as sandbox:
+        filled(pilot, ".", size, GLEXEC_SANDBOX=sandbox)
+        emptied = f"cd {sandbox} && find . -mindepth 1 -delete && echo next >file && rm file"
+        return pilot.bed.run("sh", "-c", emptied, user=PILOT).code != 0
+
+
+KEPT = patched("sandbox", "                self._return(fd, found)\n            elif", "                pass\n            elif")
+
+
+@attack(KEPT)
+def sandbox_filled_with_bytes_for_good(pilot):
+    return sandbox_stays_full(pilot, 16384)
+
+
+@attack(KEPT)
+def sandbox_filled_with_inodes_for_good(pilot):
+    return sandbox_stays_full(pilot, 0)
 
 
 DAEMON = "(trap '' TERM HUP INT; setsid setsid sleep 1001 </dev/null >/dev/null 2>&1 &) ; sleep 0.2"
