@@ -480,6 +480,35 @@ def sandbox_filled_with_inodes_for_good(pilot):
     return sandbox_stays_full(pilot, 0)
 
 
+@contextlib.contextmanager
+def everybody_allowed(bed):
+    """Debian without the role: no list of who may use cron, and of at only one of system accounts who may not."""
+    bed.root("cd /etc; for f in cron at; do mv $f.allow $f.kept; done")
+    try:
+        yield
+    finally:
+        bed.root("cd /etc; for f in cron at; do mv $f.kept $f.allow; done")
+
+
+def job_is_left(pilot, program, command):
+    if not pilot.bed.path(program).exists():
+        pytest.skip(f"the node image has no {program}")
+    account = pilot.sh(f"{command} >/dev/null 2>&1; id -un").out.strip()
+    left = pilot.bed.root(f"find /var/spool/cron -type f -user {account}").split()
+    pilot.bed.root(f"rm -f {' '.join(left)}")
+    return bool(left)
+
+
+@attack(everybody_allowed)
+def job_left_with_cron(pilot):
+    return job_is_left(pilot, "/usr/bin/crontab", "echo '* * * * * id' | crontab -")
+
+
+@attack(everybody_allowed)
+def job_left_with_at(pilot):
+    return job_is_left(pilot, "/usr/bin/at", "echo id | at now + 1 hour")
+
+
 DAEMON = "(trap '' TERM HUP INT; setsid setsid sleep 1001 </dev/null >/dev/null 2>&1 &) ; sleep 0.2"
 SHORT = patched("tree", "PATIENCE = 10.0", "PATIENCE = 0.5")
 
