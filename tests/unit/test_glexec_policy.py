@@ -4,6 +4,7 @@ import base64
 import contextlib
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,50 @@ class TestConf:
             assert refusal.code == SYSTEM_ERROR
         else:
             assert (conf.user_white_list or conf.group_white_list) and conf.pool_accounts
+
+    @given(st.data())
+    def test_lines_changed_lost_and_moved_never_say_what_is_not_written(self, data: st.DataObject) -> None:
+        """Whatever is read stands in the text, or is the default: nothing is guessed from a damaged line."""
+        lines = GOOD.splitlines()
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.integers(0, len(lines) - 1))
+            line = lines.pop(at)
+            match data.draw(st.sampled_from(["lost", "moved", "twice", "cut", "changed", "value"])):
+                case "moved":
+                    lines.insert(data.draw(st.integers(0, len(lines))), line)
+                case "twice":
+                    lines += [line, line]
+                case "cut":
+                    lines.insert(at, line[: data.draw(st.integers(0, len(line)))])
+                case "changed":
+                    place = data.draw(st.integers(0, len(line)))
+                    lines.insert(at, line[:place] + data.draw(st.characters()) + line[place + 1 :])
+                case "value":
+                    other = data.draw(st.sampled_from(lines))
+                    lines.insert(at, line.partition("=")[0] + "=" + other.partition("=")[2])
+        text = "\n".join(lines)
+        try:
+            conf = policy.parse_conf(text)
+        except Refusal as refusal:
+            assert refusal.code == SYSTEM_ERROR
+            return
+        said = {
+            key.strip(): value.strip().strip('"')
+            for key, _, value in (line.partition("=") for line in text.splitlines())
+        }
+        for key, value in conf.fields().items():
+            if key not in said:
+                assert value in (getattr(Conf, key), "verify")
+            elif isinstance(value, tuple):
+                assert set(value) <= set(said[key].replace(",", " ").split())
+            elif isinstance(value, range):
+                assert not value or [value.start, value.stop - 1] == [int(gid) for gid in said[key].split("-")]
+            elif isinstance(value, bool):
+                assert said[key] == ("yes" if value else "no")
+            else:
+                assert value == type(value)(said[key])
+        names = (*conf.user_white_list, *conf.group_white_list, *conf.pool_accounts)
+        assert all(re.fullmatch(r"\.?[a-z_][a-z0-9_-]*", name) for name in names)
 
 
 class TestLists:
@@ -331,6 +376,11 @@ class TestWrappedEnvironment:
         bomb = base64.b64encode(gzip.compress(b"A=" + bytes(wrapenv.LARGEST))).decode()
         with pytest.raises(ValueError, match="bytes"):
             wrapenv.unwrap(bomb)
+
+    @pytest.mark.parametrize("wrapped", ["x", "QQ==", "H4sIAAAAAAACA3WTw8Pd1tdWvYAAA8RKAACA3O0N="])
+    def test_what_is_not_gzip_is_refused(self, wrapped: str) -> None:
+        with pytest.raises((ValueError, OSError)):
+            wrapenv.unwrap(wrapped)
 
     @given(st.text())
     def test_any_other_text_is_refused_or_empty(self, text: str) -> None:

@@ -13,6 +13,7 @@ import gzip
 import io
 import os
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,8 +33,11 @@ def unwrap(wrapped: str) -> dict[bytes, bytes]:
 
     Raises ValueError, OSError or EOFError.
     """
-    with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(wrapped, validate=True))) as file:
-        entries = file.read(LARGEST + 1)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(wrapped, validate=True))) as file:
+            entries = file.read(LARGEST + 1)
+    except zlib.error as error:  # which is none of the three
+        raise ValueError(f"not gzip: {error}") from error
     if len(entries) > LARGEST:
         raise ValueError(f"more than {LARGEST} bytes")
     own = {name.encode() for name in ACCOUNTS_OWN}
