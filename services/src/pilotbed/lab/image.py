@@ -34,6 +34,9 @@ GROUND = ("apt", "systemd", "systemd-sysv", "libpam-systemd", "python3-yaml", "n
 #: What `make bench-relay` compares the relay with; it runs over the image. No unit of it is enabled.
 BENCH = ("haproxy", "socat", "openssh-client", "openssh-server")
 
+#: What tests/glexec has payloads leave jobs with. No unit of it is enabled.
+ATTACKED = ("cron", "at")
+
 #: Units that may start by themselves; every other unit of a package waits for its role.
 KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/systemd", "sockets")
 
@@ -62,7 +65,7 @@ def packages(checkout: Path) -> list[str]:
     Raises:
         LabError: a role's package list is not a list of names.
     """
-    names = set(GROUND) | set(FROM_NEXT) | set(BENCH)
+    names = {*GROUND, *FROM_NEXT, *BENCH, *ATTACKED}
     for path in sorted(checkout.glob("roles/*/vars/main.yml")):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
             if key.endswith("_packages"):
