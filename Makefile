@@ -38,13 +38,16 @@ snapshot: ready ## keep every node as it is now
 restore: ready ## every node back as it was, and a walk
 	@$(LAB) restore "$(NAME)"
 
-test: lint unit grid test-relay ## lint, unit, service and grid tests, and the ways through
+test: lint unit test-glexec grid test-relay ## lint, unit, service, glexec and grid tests, and the ways through
 
 lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint
 
 unit: ready ## decisions, services and the lab's own life, without a grid
 	@$(PYTEST) tests/unit tests/services tests/lab
+
+test-glexec: ready ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
+	@$(PYTEST) tests/glexec
 
 grid: ready ## the running grid, asked as its users do (boots the lab first, if need be)
 	@$(LAB) up && $(PYTEST) tests/grid

@@ -7,7 +7,7 @@ from glexecbed import GLEXEC, Bed, Done
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "long: takes more than a few seconds; left out of `make test`")
+    config.addinivalue_line("markers", "long: takes more than a few seconds")
     config.addinivalue_line("markers", "leaves: the test's subject leaves something behind, which it shows itself")
 
 
