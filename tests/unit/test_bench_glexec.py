@@ -41,10 +41,10 @@ def test_entry_scripts_are_as_the_bench_knows_them() -> None:
         bench_glexec.marked("main()\n", "a", "b")
 
 
-@pytest.mark.parametrize("module", ["front", "root"])
+@pytest.mark.parametrize("module", ["glexec.front", "glexec.root", "lcmaps"])
 def test_start_imports_nothing_slow(module: str) -> None:
     """Each of these took 2 to 20 ms of a call that has 40."""
-    program = f"import sys; sys.path.insert(0, 'services/src'); import pilotbed.glexec.{module}; print(*sys.modules)"
+    program = f"import sys; sys.path.insert(0, 'services/src'); import pilotbed.{module}; print(*sys.modules)"
     shown = subprocess.check_output([sys.executable, "-IS", "-c", program], cwd=CHECKOUT, text=True)
     slow = "argparse collections contextlib dataclasses enum functools json pathlib re shutil signal socket typing"
     assert set(slow.split()).isdisjoint(shown.split())
