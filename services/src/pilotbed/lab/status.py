@@ -29,7 +29,8 @@ UNITS = {
     "web_cache": ("squid",),
     "batch_slurm": ("slurmctld", "slurmd", "munge"),
     "ce_arc": ("arc-arex", "arc-arex-ws"),
-    "worker": ("slurmd",),
+    "mapping_service": ("pilotbed-mapping", "nginx"),
+    "worker": ("slurmd", "pilotbed-glexec-clean.timer"),
 }
 FILES = {
     "voms_server": ("/var/log/voms/voms.*",),
