@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = records.chosen(
             found, node=asked.node, dn=asked.dn, account=asked.account, since=asked.since, until=asked.until
         )
-        jobs = {} if asked.records else read_slurm(asked.slurm, found)
+        jobs = {} if asked.records and not asked.slurm else read_slurm(asked.slurm, found)
         found = records.joined(found, jobs, read_condor() if asked.condor else ())
     except (OSError, ValueError, TypeError) as error:
         print(f"pilotbed-trace: {error}", file=sys.stderr)
