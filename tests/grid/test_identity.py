@@ -13,6 +13,7 @@ Refusals: each with its message, and with evidence that nothing ran. Carol loses
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -41,7 +42,7 @@ exec {HOLD}
 """
 
 ATTACKER = '''#!/usr/bin/python3
-import json, os, pwd
+import json, os, pwd, subprocess
 targets = json.loads("""@TARGETS@""")
 def attempt(action, thing):
     try:
@@ -51,6 +52,18 @@ def attempt(action, thing):
 def read(path):
     with open(path, "rb") as file:
         return file.read(4096).decode(errors="replace")
+def command(daemon, level):
+    # With all that HTCondor has for strangers, and with the user's own proxy.
+    proxy = os.environ["X509_USER_PROXY"]
+    settings = {
+        "SEC_CLIENT_AUTHENTICATION": "REQUIRED", "SEC_CLIENT_AUTHENTICATION_METHODS": "FS, SSL, CLAIMTOBE, ANONYMOUS",
+        "AUTH_SSL_CLIENT_CERTFILE": proxy, "AUTH_SSL_CLIENT_KEYFILE": proxy,
+        "AUTH_SSL_CLIENT_CADIR": "/etc/grid-security/certificates",
+    }
+    env = {"PATH": "/usr/bin", "CONDOR_CONFIG": "ONLY_ENV"}
+    env.update((f"_CONDOR_{key}", value) for key, value in settings.items())
+    done = subprocess.run(["condor_ping", "-address", daemon, level], env=env, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout + done.stderr
 starter = int(os.environ["CONDOR_STARTER_PID"])
 os.symlink(targets["proxy"], "loot.pem")
 print(json.dumps({
@@ -59,6 +72,8 @@ print(json.dumps({
     "starter's environment": attempt(read, f"/proc/{starter}/environ"),
     "starter": attempt(lambda pid: os.kill(pid, 0), starter),
     "processes": {pid: attempt(lambda pid: os.kill(pid, 0), pid) for pid in targets["processes"]},
+    "commands": {f"{daemon} {level}": command(address, level)
+                 for daemon, address in targets["daemons"].items() for level in ("ADMINISTRATOR", "WRITE", "READ")},
 }))
 '''
 
@@ -106,7 +121,8 @@ def attack(jobs, site, alice, bob, extra):
     proxy = f"{PurePosixPath(sandbox).parents[2]}/cred/pilot.pem"
     files = [proxy, *ok(worker, "find %s -type f", sandbox).split()]
     others = [other.pid for other in processes(worker) if "condor_" in other.args or other.pid == process.pid]
-    script = ATTACKER.replace("@TARGETS@", json.dumps({"files": files, "processes": others, "proxy": proxy}))
+    targets = {"files": files, "processes": others, "proxy": proxy, "daemons": daemons(worker, proxy)}
+    script = ATTACKER.replace("@TARGETS@", json.dumps(targets))
     name = worker.run("uname -n").stdout.strip()
     job = jobs.submit(alice, site, script, extra=f'{extra} && TARGET.GLIDEIN_Worker == "{name}"\n{LOOT}')
     job.done(60)
@@ -115,6 +131,16 @@ def attack(jobs, site, alice, bob, extra):
     prey.remove()
     until("bob's payload is gone", lambda: not processes_alive(worker, process.pid), 30)
     return Attack(json.loads(job.read("out")), job.read("loot"), proxy, process.pid, f"{sandbox}/secret", pilot)
+
+
+def daemons(worker, proxy):
+    """Where a pilot's daemons listen on their node."""
+    logs = PurePosixPath(proxy).parents[1] / "log"
+    found = {}
+    for daemon in ("master", "startd"):
+        address = ok(worker, "head -n 1 %s", f"{logs}/.{daemon}_address")
+        found[daemon] = "<{}?noUDP&sock={}>".format(*re.match(r"<([^?]*)\?.*sock=([^&>]*)", address).groups())
+    return found
 
 
 def processes_alive(worker, pid):
@@ -178,6 +204,13 @@ def test_payload_signals_neither_starter_nor_another_payload(attacked):
     assert attacked.report["starter"] == [False, "Operation not permitted"]
     assert str(attacked.victim) in attacked.report["processes"]
     assert {pid for pid, (could, _) in attacked.report["processes"].items() if could} == set()
+
+
+def test_payload_commands_none_of_the_pilots_daemons(attacked):
+    commands = attacked.report["commands"]
+    assert len(commands) == 6
+    assert [name for name, (could, _) in commands.items() if could] == [], commands
+    assert all("failed" in said.lower() for _, said in commands.values()), "they were reached, and refused"
 
 
 def test_link_in_the_sandbox_does_not_carry_the_pilots_proxy_out(attacked):
@@ -250,6 +283,7 @@ def test_control_without_glexec_the_payload_is_the_pilot(attacked_unprotected):
     assert "PRIVATE KEY" in report["files"][found.proxy][1]
     assert report["files"][found.secret] == [True, SECRET + "\n"]
     assert report["starter"][0] and report["processes"][str(found.victim)][0]
+    assert all(could for could, _ in report["commands"].values()), report["commands"]
     assert "PRIVATE KEY" in found.loot, "a link to the pilot's proxy is followed"
 
 

@@ -1,0 +1,219 @@
+"""The site's say over payloads: who names their accounts, whom it bans, and what it can tell of them afterwards.
+
+    site with a mapping service: glexec on the worker ── TLS ──▶ mapping service on the CE ── LCMAPS, leases
+    the other site:              glexec on the worker ── LCMAPS, leases
+"""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+from pilotbed.lab.reach import host
+from support import CHECKOUT, GRID, HOLD, as_user, ok, until, work_dirs, write
+
+#: Two processes that compute, and a third that computes on when its parent has gone.
+BURN = """#!/usr/bin/python3
+import os, subprocess, sys
+burn = "import time\\nwhile time.process_time() < 6: pass"
+one = subprocess.Popen([sys.executable, "-c", burn])
+if os.fork() == 0:
+    if os.fork() == 0:
+        exec(burn)
+        open("orphan", "w").close()
+    os._exit(0)
+os.wait()
+exec(burn)
+one.wait()
+import time
+while not os.path.exists("orphan"):
+    time.sleep(0.1)
+print(os.getuid())
+"""
+
+
+@pytest.fixture(scope="module")
+def served_site():
+    """Its workers ask the mapping service on its computing element."""
+    return GRID.site("with a mapping service", lambda site: site.ce in GRID.names("mapping_service"))
+
+
+@pytest.fixture(scope="module")
+def local_site():
+    """Its workers ask their own LCMAPS."""
+    return GRID.site("without a mapping service", lambda site: site.ce not in GRID.names("mapping_service"))
+
+
+@pytest.fixture(scope="module")
+def proxy_of(submit):
+    """A user's proxy with attributes, as text: ``proxy_of(walker)``."""
+
+    def made(who):
+        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {GRID.vo}:{who.fqan}")
+        assert code == 0, said
+        return ok(submit, "runuser --login %s --command %s", who.account, "cat /tmp/x509up_u$(id -u)")
+
+    return made
+
+
+@pytest.fixture
+def glexec():
+    """Call glexec as the pilot does that is on a worker: ``glexec(node, proxy, command)``."""
+    path, used = "/var/tmp/pilotbed-test-proxy.pem", []
+
+    def call(node, proxy, command="id -un"):
+        worker = host(node)
+        used.append(worker)
+        account = ok(worker, "stat -c %%U %s", until("a pilot", lambda: work_dirs(worker))[0]).strip()
+        write(worker, path, proxy, account)
+        return worker.run(
+            f"cd / && runuser -u %s -- env GLEXEC_CLIENT_CERT=%s /usr/sbin/glexec /bin/sh -c '{command}'", account, path
+        )
+
+    yield call
+    for worker in used:
+        worker.run("rm -f %s", path)
+
+
+@pytest.fixture(scope="module")
+def pilot_at(jobs, alice):
+    """Have a pilot at a site; return the worker where it is: ``pilot_at(site)``."""
+
+    def have(site):
+        job = jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n")
+        worker, _ = job.holds(site)
+        job.remove()
+        return next(name for name in site.workers if GRID.fqdn(name) == ok(worker, "uname -n").strip())
+
+    return have
+
+
+def playbook(name, **variables):
+    """Run a playbook of the project; return its totals over all hosts."""
+    given = [word for key, value in variables.items() for word in ("-e", json.dumps({key: value}))]
+    done = subprocess.run(
+        ["ansible-playbook", f"playbooks/{name}.yml", *given],
+        cwd=CHECKOUT, env={**os.environ, "PILOTBED_LOG": os.devnull}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# -- mapping -------------------------------------------------------------------------------------------------------
+
+
+def test_mapping_service_has_named_the_account(jobs, alice, served_site):
+    """The service's own record: which worker asked about whom, and what it was told."""
+    job = jobs.submit(alice, served_site, "#!/bin/sh\nid -un\n")
+    ad = job.done()
+    account, dn = job.read("out").strip(), ad["x509userproxysubject"]
+    asker = f"{GRID.variable('grid_service_dn_prefix')}glexec.{ad['MachineAttrGLIDEIN_Worker0']}"
+    said = ok(host(served_site.ce), "journalctl -u pilotbed-mapping -o cat --no-pager --since -10min")
+    found = [line for line in said.splitlines() if f'asker="{asker}"' in line and dn.lower() in line.lower()]
+    assert found, said[-3000:]
+    assert f"account={account} " in found[-1], found[-1]
+
+
+def test_nothing_runs_while_the_service_is_away(served_site, pilot_at, alice, proxy_of, glexec):
+    node, ce, proxy = pilot_at(served_site), host(served_site.ce), proxy_of(alice)
+    assert glexec(node, proxy).rc == 0, "control"
+    ok(ce, "systemctl stop pilotbed-mapping.socket pilotbed-mapping.service")
+    try:
+        away = glexec(node, proxy)
+    finally:
+        ok(ce, "systemctl start pilotbed-mapping.socket")
+    assert (away.rc, away.stdout) == (203, "")
+    assert glexec(node, proxy).rc == 0
+
+
+def test_only_the_sites_workers_are_answered(served_site, local_site):
+    """Another site's worker has a good certificate of the grid's; the service knows it not."""
+    address = f"https://{GRID.fqdn(served_site.ce)}:8443/map"
+    ask = "curl --silent --output /dev/null --write-out '%%{http_code}' --capath %s --cert %s --key %s --json %s %s"
+    about, authorities = '{"dn": "/DC=test/CN=nobody"}', GRID.variable("grid_certificates_dir")
+    ce, stranger, place = host(served_site.ce), host(local_site.ce), "/run/pilotbed-test-stranger"
+    own = "/etc/grid-security/hostcert.pem", "/etc/grid-security/hostkey.pem"
+    lent = f"{place}.cert", f"{place}.key"
+    try:
+        for path, copy in zip(own, lent, strict=True):
+            write(ce, copy, ok(stranger, "cat %s", path))
+        codes = [ok(ce, ask, authorities, *pair, about, address) for pair in (own, lent)]
+    finally:
+        ce.run("rm -f %s %s", *lent)
+    assert codes == ["200", "403"], "control, and the stranger"
+
+
+# -- bans ----------------------------------------------------------------------------------------------------------
+
+
+def test_ban_counts_everywhere_and_ends_what_runs(jobs, alice, bob, served_site, local_site, proxy_of, glexec):
+    """One call of the playbook; bob's payloads end at both sites, alice's go on."""
+    dn = GRID.variable("grid_people_dn_prefix") + "Bob Brown"
+    proxies = proxy_of(alice), proxy_of(bob)
+    waiting = {
+        (who.account, site): jobs.submit(who, site, f"#!/bin/sh\n{HOLD}\n")
+        for site in (served_site, local_site) for who in (alice, bob)
+    }  # fmt: skip
+    there = {key: job.holds(key[1]) for key, job in waiting.items()}
+    try:
+        told = playbook("ban", ban_dn=dn, ban_end_payloads=True)
+        assert told.count("ended ") >= 2, told
+        for (who, site), (worker, process) in there.items():
+            alive = worker.run("test -d /proc/%s", str(process.pid)).rc == 0
+            assert alive == (who == alice.account), (who, site.name)
+        for site in (served_site, local_site):
+            node = next(name for name in site.workers if host(name).run("pgrep -x condor_startd").rc == 0)
+            assert glexec(node, proxies[1]).rc == 203
+            assert glexec(node, proxies[0]).rc == 0
+        again = playbook("ban", ban_dn=dn)
+        assert not re.search(r"changed=[1-9]", again), again
+    finally:
+        playbook("ban", ban_dn=dn, ban_state="absent")
+        for job in waiting.values():
+            job.remove()
+    assert glexec(node, proxies[1]).rc == 0
+
+
+# -- records -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def burnt(jobs, alice, local_site, submit):
+    """A payload that has computed for 18 s, told by glexec, by the batch system and by HTCondor.
+
+    Its pilot's batch job is cancelled then: Slurm writes its record at a job's end.
+    """
+    job = jobs.submit(alice, local_site, BURN)
+    ad = job.done(240)
+    worker, ce = GRID.worker_of(ad), host(local_site.ce)
+    records = ok(worker, "pilotbed-trace --json --dn %s", ad["x509userproxysubject"])
+    own = next(one for one in json.loads(records) if one["id"] == ad["GlobalJobId"])
+    batch = own["batch"].removeprefix("slurm ")
+
+    def sampled():
+        told = ce.run("sstat --noheader --parsable2 --allsteps --jobs %s --format=AveCPU", batch).stdout.split()
+        hours, minutes, seconds = told[0].split(":")
+        cpu = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return cpu if cpu >= float(own["cpu"]) * 0.9 else 0
+
+    cpu = until("Slurm has sampled the job", sampled, 30)
+    ok(ce, "scancel %s", batch)
+    until("Slurm's record", lambda: f"JobId={batch} " in ce.run("cat /var/log/slurm/jobcomp.log").stdout, 60)
+    join = "printf %%s %s | pilotbed-trace --json --records - --dn %s"
+    records = ok(ce, f"{join} --slurm /var/log/slurm/jobcomp.log", records, ad["x509userproxysubject"])
+    records = ok(submit, f"{join} --condor", records, ad["x509userproxysubject"])
+    return next(one for one in json.loads(records) if one["id"] == ad["GlobalJobId"]), cpu, ad
+
+
+def test_payloads_cpu_time_is_the_batch_systems(burnt):
+    own, cpu, ad = burnt
+    assert float(own["cpu"]) >= 18
+    assert float(own["cpu"]) == pytest.approx(cpu, rel=0.05)
+    print(own["cpu"], cpu, ad.get("RemoteUserCpu"), ad.get("RemoteSysCpu"))
+
+
+def test_record_joins_glexec_slurm_and_htcondor(burnt):
+    own, _, ad = burnt
+    print(json.dumps(own, indent=1))
+    assert own["dn"] == ad["x509userproxysubject"]
