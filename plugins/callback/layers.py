@@ -95,6 +95,10 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_ok(self, result):
         self._executions += 1
         self._record("changed" if result.is_changed() else "ok", result)
+        if result._task.action in ("debug", "ansible.builtin.debug"):  # a task that is there to be read
+            said = result._result.get("msg") or []
+            for text in [said] if isinstance(said, str) else said:
+                self._line(f"  {result._host.get_name()}: {text}")
 
     def v2_runner_on_skipped(self, result):
         self._write(f"  skipped {result._host.get_name()}")
