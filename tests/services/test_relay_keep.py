@@ -1,15 +1,23 @@
 """Streams that outlive the relay's process: the manager of these tests does what systemd does (relaybed.Manager)."""
 
-import hashlib
-import os
+import contextlib
 import signal
 import socket
 import threading
 
 import pytest
+from pilotbed.relay import reset
 from relaybed import Manager, Target, drain, echo, eventually
 
-LENGTH = 64 << 20
+BLOCK, BLOCKS = 1 << 20, 64  # bytes, and how many of them
+
+
+LINES = b"".join(b"%05d of block #### of ******..\n" % line for line in range(BLOCK // 32))
+
+
+def block(side, number):
+    """Every line of it tells where it belongs, so that what is lost, repeated or mixed up can be told apart."""
+    return LINES.replace(b"####", b"%04d" % number).replace(b"******", side.encode())
 
 
 @pytest.fixture
@@ -96,28 +104,36 @@ def test_no_more_are_kept_than_there_is_room_for(bed):
 def test_nothing_is_lost_or_repeated_when_killed_in_mid_transfer(kept):
     """Again and again, in both directions at once, while neither side reads as fast as the other writes."""
     kept.start_relay()
-    received = {}
+    gate = threading.Event()
+    wrong = {}
+
+    def send(sock, side):
+        for number in range(BLOCKS):
+            sock.sendall(block(side, number))
+            gate.wait()
+        sock.shutdown(socket.SHUT_WR)
+
+    def receive(sock, side):
+        """Tell for what another side has sent where it first differs, "" if it does not."""
+        wrong[side] = f"nothing has come to the end of what the {side} sent"
+        for number in range(BLOCKS):
+            expected, found = block(side, number), b""
+            while len(found) < BLOCK and (part := sock.recv(BLOCK - len(found))):
+                found += part
+            if found != expected:
+                pairs = zip(found, expected, strict=False)
+                at = next((at for at, (one, other) in enumerate(pairs) if one != other), len(found))
+                wrong[side] = f"block {number} of the {side}: {len(found)} bytes, from {at} on {found[at:][:48]!r}"
+                return
+        wrong[side] = "more than was sent" if sock.recv(1) else ""
 
     def swap(sock):
         """A daemon that sends as much as it is sent, at the same time."""
         sender = threading.Thread(target=send, args=(sock, "daemon"))
         sender.start()
-        received["daemon"] = hashlib.sha256(drain(sock)).hexdigest()
+        receive(sock, "client")
         sender.join()
 
-    sent = {}
-
-    def send(sock, name):
-        digest = hashlib.sha256()
-        for _ in range(LENGTH // (1 << 20)):
-            block = os.urandom(1 << 20)
-            digest.update(block)
-            sock.sendall(block)
-            gate.wait()
-        sent[name] = digest.hexdigest()
-        sock.shutdown(socket.SHUT_WR)
-
-    gate = threading.Event()
     kept.start_agent(Target(swap))
     kept.registered()
     client = kept.connect()
@@ -126,8 +142,7 @@ def test_nothing_is_lost_or_repeated_when_killed_in_mid_transfer(kept):
     sender.start()
     is_kept(kept)  # until then each side has sent one block
     gate.set()
-    result = {}
-    reader = threading.Thread(target=lambda: result.update(client=hashlib.sha256(drain(client)).hexdigest()))
+    reader = threading.Thread(target=receive, args=(client, "daemon"))
     reader.start()
     for _ in range(4):
         before = kept.status()["bytes_inward"]
@@ -136,18 +151,51 @@ def test_nothing_is_lost_or_repeated_when_killed_in_mid_transfer(kept):
         kept.start_relay()
     reader.join(60)
     sender.join(60)
-    eventually(lambda: "daemon" in received, 60)
-    assert (received["daemon"], result["client"]) == (sent["client"], sent["daemon"])
+    eventually(lambda: "nothing" not in wrong.get("client", "nothing"), 60, evidence=lambda: wrong)
+    assert wrong == {"client": "", "daemon": ""}
 
 
-def test_stream_of_a_lease_that_has_ended_is_reset(kept):
+def test_nothing_is_lost_when_killed_after_both_sides_have_ended(kept):
+    """The daemon ended first and has yet to read; the client's connection is over (TIME_WAIT) but for what it sent."""
+    reads, received = threading.Event(), []
+
+    def behave(sock):
+        sock.sendall(sock.recv(3))
+        sock.shutdown(socket.SHUT_WR)
+        reads.wait()
+        received.append(len(drain(sock)))
+
+    kept.start_relay()
+    kept.start_agent(Target(behave))
+    kept.registered()
+    client = kept.connect()
+    is_kept(kept)
+    client.sendall(b"end")
+    assert drain(client) == b"end"
+    sent = 3
+    while kept.status()["bytes_inward"] == sent:  # until the way to the daemon is full, and the relay holds something
+        client.sendall(block("client", 0))
+        sent += BLOCK
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: kept.status()["bytes_inward"] == sent, 1)  # noqa: B023
+    client.shutdown(socket.SHUT_WR)
+    kept.relay.end(signal.SIGKILL)
+    kept.start_relay()
+    reads.set()
+    eventually(lambda: received, evidence=kept.relay.text)
+    assert received == [sent - 3]
+    eventually(lambda: kept.manager.kept == [], evidence=kept.relay.text)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "restarted"])
+def test_stream_of_a_lease_that_has_ended_is_reset(kept, end):
     kept.start_relay()
     agent = kept.start_agent(Target(echo))
     kept.registered()
     client = kept.connect()
     assert said(client, b"before") == b"before"
     is_kept(kept)
-    kept.relay.end(signal.SIGTERM)
+    kept.relay.end(end)
     agent.end(signal.SIGKILL)
     (kept.directory / "leases.json").unlink()
     kept.start_relay()
@@ -168,4 +216,25 @@ def test_stream_whose_client_went_meanwhile_ends(kept):
     client.close()
     kept.start_relay()
     eventually(lambda: ended == [b"all"], evidence=kept.relay.text)
+    eventually(lambda: kept.manager.kept == [])
+
+
+def test_stream_whose_client_was_reset_meanwhile_is_reset(kept):
+    kept.start_relay()
+    ended = []
+
+    def behave(sock):
+        with pytest.raises(ConnectionResetError):
+            drain(sock)
+        ended.append("reset")
+
+    kept.start_agent(Target(behave))
+    kept.registered()
+    client = kept.connect()
+    client.sendall(b"some")
+    is_kept(kept)
+    kept.relay.end(signal.SIGKILL)
+    reset(client)
+    kept.start_relay()
+    eventually(lambda: ended, evidence=kept.relay.text)
     eventually(lambda: kept.manager.kept == [])

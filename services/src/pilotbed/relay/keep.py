@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pilotbed.relay import Joint, Pipe
+from pilotbed.relay import Joint, Pipe, reset
 from pilotbed.service import inherited, notify
 
 _DESCRIPTORS = 6  # of a stream: two sockets, two pipes
@@ -33,10 +33,10 @@ class Kept:
     sockets: list[socket.socket] = field(default_factory=list)
     pipes: list[Pipe | None] = field(default_factory=lambda: [None, None])
 
-    def close(self) -> None:
-        """Give it up: nobody goes on with it."""
+    def reset(self) -> None:
+        """Give it up: nobody goes on with it, and neither side is to take that for an orderly end."""
         for sock in self.sockets:
-            sock.close()
+            reset(sock)
         for pipe in filter(None, self.pipes):
             os.close(pipe[0])
             os.close(pipe[1])

@@ -359,13 +359,16 @@ class Relay(Service):
                 port = next(ports[number] for number in sockets if number in ports)
                 outer = sockets.pop(port.lease.port)
                 (inner,) = sockets.values()
-                peer = where(outer.getpeername())
                 for sock in (outer, inner):
                     unreset(sock)
-            except (OSError, StopIteration, ValueError):  # its lease or its peer has gone
-                kept.close()
+            except (OSError, StopIteration, ValueError):  # its lease has gone
+                kept.reset()
                 self._keeper.drop(kept.name)
                 continue
+            try:
+                peer = where(outer.getpeername())
+            except OSError:  # over for TCP, but what came on it has yet to be carried, or its reset
+                peer = "gone"
             stream = self._stream(port, outer, peer)
             stream.kept = kept.name
             self._carry(stream, inner, (kept.pipes[0], kept.pipes[1]))
