@@ -119,7 +119,7 @@ def test_nothing_runs_while_the_service_is_away(served_site, pilot_at, alice, pr
     try:
         away = glexec(node, proxy)
     finally:
-        ok(ce, "systemctl start pilotbed-mapping.socket")
+        ok(ce, "systemctl start pilotbed-mapping.socket pilotbed-mapping.service")
     assert (away.rc, away.stdout) == (203, "")
     assert glexec(node, proxy).rc == 0
 

@@ -91,9 +91,12 @@ def _verified(pem: bytes, conf: Conf) -> bytes:
 
 def _lcmaps(pem: bytes, conf: Conf) -> tuple[Lcmaps, str]:
     """Return LCMAPS, and the end-entity DN of ``pem``, which LCMAPS has still to verify. Raises Refusal."""
+    import syslog
+
     from pilotbed.lcmaps import Lcmaps, LcmapsError
 
     _confine()
+    syslog.openlog("glexec", syslog.LOG_PID, syslog.LOG_AUTHPRIV)  # LCMAPS's lines go out as the program's, "python3"
     try:
         lcmaps = Lcmaps(
             conf.lcmaps_db_file, conf.lcmaps_get_account_policy, conf.lcmaps_debug_level, conf.lcmaps_log_file
