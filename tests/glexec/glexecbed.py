@@ -54,8 +54,9 @@ PLAY = """
   roles: [%s]
 """
 HOSTS = """
-all: {children: {worker: {hosts: {bed: {
-  ansible_connection: nsenter, ansible_nsenter_leaders: "%s", pool_accounts_make_shared: true}}}}}
+all:
+  hosts: {bed: {ansible_connection: nsenter, ansible_nsenter_leaders: "%s", pool_accounts_make_shared: true}}
+  children: {worker: {hosts: {bed: }}, site_bed: {hosts: {bed: }, vars: {site_name: bed}}}
 """
 
 #: How the payload's processes are held together, by what the node offers: commands before the call, as root.

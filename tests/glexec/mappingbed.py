@@ -97,7 +97,7 @@ class Service:
         bed.write("/usr/local/sbin/systemctl", '#!/bin/sh\n[ "$*" = daemon-reload ]\n', "root", 0o755)
         bed.deploy(
             "mapping_service", "--skip-tags", "mapping_service_run", "--extra-vars", '{"__mapping_service_units": []}',
-            mapping_service_host=HOST, mapping_service_hosts=[WORKER, f"{HOSTS}{HOST}"], site_name="bed",
+            mapping_service_host=HOST, mapping_service_hosts=[WORKER, f"{HOSTS}{HOST}"],
         )  # fmt: skip
         bed.root("rm /usr/local/sbin/systemctl")
         self.hold("/etc/grid-security/host%s.pem", bed.ca.issue(HOSTS + HOST, host=HOST), "root")
