@@ -306,7 +306,7 @@ def test_revoked_users_job_does_not_run(submit, revoked, filtered_site):
     job, _ = revoked
     as_user(submit, job.owner, f"condor_release {job.id}")
     assert "no account" in given_back(job, filtered_site)
-    log = "journalctl -t glexec -o cat --no-pager --since=-2min"
+    log = "journalctl -t lcmaps -o cat --no-pager --since=-2min"
     assert any("certificate revoked" in ok(host(name), log) for name in filtered_site.workers)
     job.remove()
 

@@ -96,7 +96,7 @@ def _lcmaps(pem: bytes, conf: Conf) -> tuple[Lcmaps, str]:
     from pilotbed.lcmaps import Lcmaps, LcmapsError
 
     _confine()
-    syslog.openlog("glexec", syslog.LOG_PID, syslog.LOG_AUTHPRIV)  # LCMAPS's lines go out as the program's, "python3"
+    syslog.openlog("lcmaps", syslog.LOG_PID, syslog.LOG_AUTHPRIV)  # its lines go out as the program's, "python3"
     try:
         lcmaps = Lcmaps(
             conf.lcmaps_db_file, conf.lcmaps_get_account_policy, conf.lcmaps_debug_level, conf.lcmaps_log_file

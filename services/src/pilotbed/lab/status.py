@@ -78,7 +78,7 @@ def logs(checkout: Path, node: str) -> int:
         print(machine.run(f'for f in {path}; do [ -s "$f" ] && echo "--- $f" && tail -n 30 "$f"; done; true').stdout)
     if "worker" in roles:
         print("--- gLExec")
-        print(machine.run("journalctl --no-pager --lines 30 --identifier=glexec").stdout)
+        print(machine.run("journalctl --no-pager --lines 30 --identifier=glexec --identifier=lcmaps").stdout)
     return 0
 
 
