@@ -62,5 +62,5 @@ bench: ready ## how long, how much: var/bench.json
 bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
 	@$(LAB) bench-relay
 
-bench-glexec: ready ## glexec beside sudo: var/bench-glexec.json, docs/glexec.md
+bench-glexec: ready ## glexec beside sudo, mapping service, pilotbed-trace: var/bench-glexec.json, docs
 	@$(LAB) bench-glexec

@@ -376,6 +376,21 @@ class Bed:
         self.root("ls /run/glexec 2>/dev/null | grep -q -- - && /usr/libexec/pilotbed/glexec-clean || true")
 
 
+@contextlib.contextmanager
+def journald(bed: Bed) -> Iterator[subprocess.Popen[str]]:
+    """Have systemd-journald in the bed for a while; glexec then writes to it and not to /dev/log."""
+    bed.root("mkdir -p /run/systemd/journal /run/log/journal /etc/systemd/journald.conf.d")
+    bed.write("/etc/systemd/journald.conf.d/bed.conf", "[Journal]\nAudit=\nReadKMsg=no\nRateLimitBurst=0\n", "root")
+    process = bed.start("/usr/lib/systemd/systemd-journald", user="root")
+    until("journald listens", bed.path("/run/systemd/journal/socket").exists)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
+        bed.root("pkill -x systemd-journal || true; rm -rf /run/systemd/journal /run/log/journal")
+
+
 def remove_cgroup(path: Path) -> None:
     """Remove a cgroup and those below it. Raises OSError while there are processes."""
     for below in sorted(path.rglob("*/"), key=lambda below: len(below.parts), reverse=True):

@@ -8,6 +8,7 @@ There is no systemd in the bed: what its units say about socket, account and com
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from glexecbed import TRUST, Bed, until
 from pilotbed.x509 import Credential
 
 HOST, PORT = "mapping.grid.test", 8443
+#: Where `Service.start_bare` listens.
+BARE_PORT = 8444
 HOSTS = "/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN="
 WORKER = "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=glexec.wn.grid.test"
 LOG = "/run/mapping.log"
 
 STARTER = r"""
-import grp, os, pwd, re, shlex, socket
-units = "/etc/systemd/system/pilotbed-mapping."
-text = "".join(open(units + kind).read() for kind in ("socket", "service"))
+import grp, os, pwd, re, shlex, socket, sys
+text = "".join(open(f"/etc/systemd/system/{sys.argv[1]}.{kind}").read() for kind in ("socket", "service"))
 said = dict(re.findall(r"^(\w+)=(.*)$", text, re.M))
 path, account = said["ListenStream"], pwd.getpwnam(said["User"])
 if os.path.exists(path): os.unlink(path)
@@ -43,6 +45,13 @@ command = shlex.split(said["ExecStart"])
 os.execve(command[0], command, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "PATH": "/usr/bin:/bin"})
 """
 
+#: What any Flask application costs at the least.
+BARE = """import flask
+def create():
+    app = flask.Flask("bare", static_folder=None)
+    app.add_url_rule("/map", view_func=lambda: "bare", methods=["POST"])
+    return app
+"""
 
 QUERY = """<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"><e:Body>
 <q:XACMLAuthzDecisionQuery xmlns:q="urn:oasis:xacml:2.0:saml:protocol:schema:os" ID="q" Version="2.0"
@@ -84,6 +93,7 @@ class Service:
 
     def __init__(self, bed: Bed):
         self.bed = bed
+        self._started: list[subprocess.Popen[bytes]] = []
         if not bed.path("/etc/pilotbed/mapping.toml").exists():
             self._install()
         bed.root(f": >{LOG}; /usr/libexec/pilotbed/mapping-trust; nginx")
@@ -116,18 +126,37 @@ class Service:
 
     def start(self, who: str = "worker") -> None:
         """Start gunicorn, and wait for its answer to ``who``."""
-        command = self.bed.command("python3", "-I", "-c", STARTER, user="root")
-        self._gunicorn = subprocess.Popen(["sh", "-c", 'exec "$@" >>"$0" 2>&1', str(self.bed.path(LOG)), *command])
-        until("the mapping service answers", lambda: self._answers(who))
+        self._start("pilotbed-mapping", lambda: self.map("/DC=invalid/CN=nobody", who=who))
 
-    def _answers(self, who: str) -> bool:
-        assert self._gunicorn.poll() is None, f"gunicorn has ended: {self.lines()[-30:]}"
-        return self.map("/DC=invalid/CN=nobody", who=who).status == 200
+    def _start(self, units: str, ask: Callable[[], Reply]) -> None:
+        command = self.bed.command("python3", "-I", "-c", STARTER, units, user="root")
+        process = subprocess.Popen(["sh", "-c", 'exec "$@" >>"$0" 2>&1', str(self.bed.path(LOG)), *command])
+        self._started.append(process)
+
+        def answers() -> bool:
+            assert process.poll() is None, f"gunicorn has ended: {self.lines()[-30:]}"
+            return ask().status == 200
+
+        until(f"{units} answers", answers)
+
+    def start_bare(self) -> None:
+        """Start the application `BARE` beside the service: units and nginx's site are the service's, but for names."""
+        bed = self.bed
+        bed.write("/usr/lib/pilotbed/bare.py", BARE, "root", 0o644)
+        names = {"pilotbed-mapping.sock": "bare.sock", "pilotbed.mapping.app:": "bare:", str(PORT): str(BARE_PORT)}
+        for path in ("systemd/system/%s.socket", "systemd/system/%s.service", "nginx/sites-enabled/%s"):
+            text = bed.path(f"/etc/{path % 'pilotbed-mapping'}").read_text()
+            for name, other in names.items():
+                text = text.replace(name, other)
+            bed.write(f"/etc/{path % 'bare'}", text, "root", 0o644)
+        self.reload()
+        self._start("bare", lambda: self.curl("/map", port=BARE_PORT))
 
     def stop(self) -> None:
-        """End gunicorn."""
+        """End gunicorn, the bare application's too."""
         self.bed.root("pkill -KILL -f '[b]in/gunicorn' || true")
-        self._gunicorn.wait()
+        while self._started:
+            self._started.pop().wait()
         until("gunicorn has ended", lambda: "gunicorn" not in str(self.bed.processes()))
 
     def close(self) -> None:
@@ -145,12 +174,12 @@ class Service:
         """Return what the service has logged."""
         return self.bed.path(LOG).read_text().splitlines()
 
-    def curl(self, path: str, *options: str, who: str = "worker", body: str = "") -> Reply:
+    def curl(self, path: str, *options: str, who: str = "worker", body: str = "", port: int = PORT) -> Reply:
         """Send a request as ``who``, whose certificate is in /srv/hosts; nobody's with an empty name."""
         certificate = ["--cert", f"/srv/hosts/{who}-cert.pem", "--key", f"/srv/hosts/{who}-key.pem"] if who else []
         done = self.bed.run(
             "curl", "--silent", "--show-error", "--capath", TRUST, *certificate, "--data-binary", "@-",
-            "--write-out", "\n%{http_code}", *options, f"https://{HOST}:{PORT}{path}", user="root", input=body,
+            "--write-out", "\n%{http_code}", *options, f"https://{HOST}:{port}{path}", user="root", input=body,
         )  # fmt: skip
         text, _, status = done.out.rpartition("\n")
         return Reply(int(status), text, done.err)

@@ -3,7 +3,8 @@
      python3 mappingload.py URL CLIENTS SECONDS [CERTIFICATE KEY CA_DIRECTORY]
 
 A client is a thread-free loop over all connections: each sends its next request when its answer has come, so that the
-clients take as little of the two cores as Python allows.
+clients take as little of the two cores as Python allows. Each asks for a user of its own, up to USERS of them. An
+answer is bad if it is none, is not the one that the user had before, or names an account that another user has.
 """
 
 import json
@@ -15,7 +16,17 @@ import sys
 import time
 from urllib.parse import urlsplit
 
-BODY = json.dumps({"dn": "/DC=test/DC=grid/O=Gridlab/OU=People/CN=Alice", "fqans": ["/gridlab"]}).encode()
+#: No more than the pool has accounts.
+USERS = 16
+
+
+def request(url, user):
+    dn = f"/DC=test/DC=grid/O=Gridlab/OU=People/CN=User {user}"
+    body = json.dumps({"dn": dn, "fqans": ["/gridlab"]})
+    return (
+        f"POST {url.path} HTTP/1.1\r\nHost: {url.hostname}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
 
 
 def connect(url, credential):
@@ -30,27 +41,27 @@ def connect(url, credential):
 
 def main(where, clients, seconds, *credential):
     url = urlsplit(where)
-    request = (
-        f"POST {url.path} HTTP/1.1\r\nHost: {url.hostname}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(BODY)}\r\n\r\n"
-    ).encode() + BODY
     selector, sent, taken, bad = selectors.DefaultSelector(), {}, [], 0
-    connections = [connect(url, credential) for _ in range(int(clients))]
+    answer_of, user_of = {}, {}
+    for number in range(int(clients)):
+        user = number % USERS
+        selector.register(connect(url, credential), selectors.EVENT_READ, (user, request(url, user)))
     begin = time.perf_counter()
-    for connection in connections:
-        selector.register(connection, selectors.EVENT_READ)
-        sent[connection] = time.perf_counter()
-        connection.sendall(request)
+    for key in selector.get_map().values():
+        sent[key.fileobj] = time.perf_counter()
+        key.fileobj.sendall(key.data[1])
     while (now := time.perf_counter()) - begin < float(seconds):
         for key, _ in selector.select(1):
-            answer = key.fileobj.recv(65536)
-            bad += b" 200 OK" not in answer[:20] or (b"permit" not in answer and b"bare" not in answer)
+            user, again = key.data
+            head, _, body = key.fileobj.recv(65536).partition(b"\r\n\r\n")
+            good = head.startswith(b"HTTP/1.1 200 OK\r\n") and answer_of.setdefault(user, body) == body
+            bad += not (good and (body == b"bare" or (b"permit" in body and user_of.setdefault(body, user) == user)))
             taken.append(time.perf_counter() - sent[key.fileobj])
             sent[key.fileobj] = time.perf_counter()
-            key.fileobj.sendall(request)
+            key.fileobj.sendall(again)
     taken.sort()
     print(json.dumps({
-        "clients": int(clients), "per_second": round(len(taken) / (now - begin)), "bad": bad,
+        "clients": int(clients), "answers": len(taken), "bad": bad, "per_second": round(len(taken) / (now - begin)),
         "median_ms": round(1000 * statistics.median(taken), 2),
         "p99_ms": round(1000 * taken[len(taken) * 99 // 100], 2),
     }))  # fmt: skip

@@ -1,29 +1,19 @@
 """One record a payload, in a real journal, and what pilotbed-trace makes of it."""
 
 import json
-import os
-import signal
 import time
 
 import pytest
-from glexecbed import GLEXEC, OTHER_PILOT, PEOPLE, PILOT, until
+from glexecbed import GLEXEC, OTHER_PILOT, PEOPLE, PILOT, journald, until
 
 ALICE = f"{PEOPLE}Alice"
-SOCKET = "/run/systemd/journal/socket"
 BURN = "import time\nwhile time.process_time() < 0.5: pass\n"
 
 
-@pytest.fixture(scope="module")
-def journald(node):
-    """systemd-journald in the bed; glexec then writes to it and not to /dev/log."""
-    node.root("mkdir -p /run/systemd/journal /run/log/journal /etc/systemd/journald.conf.d")
-    node.write("/etc/systemd/journald.conf.d/bed.conf", "[Journal]\nAudit=\nReadKMsg=no\nRateLimitBurst=0\n", "root")
-    process = node.start("/usr/lib/systemd/systemd-journald", user="root")
-    until("journald listens", node.path(SOCKET).exists)
-    yield process
-    os.killpg(process.pid, signal.SIGTERM)
-    process.communicate()
-    node.root("pkill -x systemd-journal || true; rm -rf /run/systemd/journal /run/log/journal")
+@pytest.fixture(scope="module", name="journald")
+def journald_of_the_module(node):
+    with journald(node) as process:
+        yield process
 
 
 @pytest.fixture

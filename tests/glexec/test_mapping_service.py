@@ -291,3 +291,22 @@ def test_it_neither_grows_nor_leaks_descriptors(service):
     assert after[0] - before[0] < 2000, f"kB: {before[0]} to {after[0]}"
     assert after[1] <= before[1] + 1
     assert len(service.lines()) > 4 * found["per_second"], "each has its line"
+
+
+def test_control_the_load_sees_a_refusal(service):
+    with banned(service.bed, f"{PEOPLE}User 1"):
+        found = service.load(2, 0.5)
+    assert 0 < found["bad"] < found["answers"]
+
+
+def test_control_the_load_sees_two_users_with_one_account(service):
+    def all_alike(text):
+        named = "Account(pwd.getpwuid(found.uid).pw_name, found.uid,"
+        assert text.count(named) == 1, "this control has to follow the application"
+        return text.replace(named, 'Account("gl001", 21001,')
+
+    with service.bed.changed("/usr/lib/pilotbed/pilotbed/mapping/app.py", all_alike):
+        service.stop()
+        service.start()
+        found = service.load(2, 0.5)
+    assert 0 < found["bad"] < found["answers"]

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("restore", help="bring every node back").add_argument("name")
     commands.add_parser("bench", help="measure, into var/bench.json")
     commands.add_parser("bench-relay", help="the relay beside other ways, into var/bench-relay.json and docs/relay.md")
-    commands.add_parser("bench-glexec", help="glexec beside sudo, into var/bench-glexec.json and docs/glexec.md")
+    commands.add_parser("bench-glexec", help="glexec, mapping service and trace, into var/bench-glexec.json and docs")
     arguments = parser.parse_args(argv)
     os.chdir(CHECKOUT)
     try:

@@ -15,7 +15,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,30 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
     }
+
+
+def conditions() -> dict[str, Any]:
+    """Return when and on what a run is made."""
+    return {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "yardstick_seconds": round(yardstick(), 3)}
+
+
+def heading(command: str, found: Mapping[str, Any]) -> str:
+    """Return the line above the tables of a run under `conditions`."""
+    on = found["machine"]
+    return (
+        f"`{command}`, {found['date']}: {on['cores']} cores of {on['cpu']}, {on['memory_gib']} GiB, Linux "
+        f"{on['kernel']}, yardstick {found['yardstick_seconds']} s, load before {on['load']:.1f}."
+    )
+
+
+def middle(found: Iterable[Mapping[str, Any]], name: str) -> float:
+    """Return the median of a figure over the samples, one a round."""
+    return float(statistics.median(sample[name] for sample in found))
+
+
+def ratio(found: Iterable[Mapping[str, Any]], mine: str, theirs: str) -> float:
+    """Return the median of the ratios within a round."""
+    return float(statistics.median(sample[mine] / sample[theirs] for sample in found))
 
 
 def node_cpu() -> float:
@@ -114,7 +138,7 @@ def main(checkout: Path) -> int:
     """Measure, on a lab made anew; write var/bench.json and print it."""
     from .__main__ import up
 
-    results: dict[str, Any] = {"machine": machine(), "yardstick_seconds": round(yardstick(), 3)}
+    results = conditions()
     log = checkout / "var/log/site.log"
     results["image_build"] = build_image(checkout)
     nodes.clear()

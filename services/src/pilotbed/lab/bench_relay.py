@@ -10,13 +10,11 @@ import json
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import LabError, bench, enclosure, image
-from .document import publish, table, write
+from . import LabError, bench, document, enclosure, image
 
 #: Between markers of this name the tables stand in docs/relay.md.
 MARKER = "bench-relay"
@@ -185,7 +183,7 @@ def _compared(
          *(_shown(median(ways["relay"], figure, ways[other]), ".2f") for other in beside)]
         for what, figure, form in rows
     ]  # fmt: skip
-    return [*table(["", *ways, *(f"relay / {other}" for other in beside)], body), ""]
+    return [*document.table(["", *ways, *(f"relay / {other}" for other in beside)], body), ""]
 
 
 def _added(ways: dict[str, list[dict[str, Any]]]) -> str:
@@ -202,10 +200,9 @@ def _added(ways: dict[str, list[dict[str, Any]]]) -> str:
 
 def tables(found: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    machine, growth = found["machine"], levels(found["growth"])
+    growth = levels(found["growth"])
     lines = [
-        f"`make bench-relay`, {found['date']}: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} "
-        f"GiB, Linux {machine['kernel']}, yardstick {found['yardstick_seconds']} s, load before {machine['load']:.1f}. "
+        f"{bench.heading('make bench-relay', found)} "
         f"Medians of {len(found['ways']['relay'])} alternating rounds; the last columns are medians of the ratios "
         "within a round.",
         "",
@@ -220,10 +217,9 @@ def tables(found: dict[str, Any]) -> str:
         f"The relay with ever more agents, {growth[-1]['streams'] // growth[-1]['agents']} streams each (five, or what "
         "the host's limit of open files allows):",
         "",
-        *table([what for what, _path, _form in _GROWTH],
+        *document.table([what for what, _path, _form in _GROWTH],
                 [[_shown(pick(level, path), form) for _what, path, form in _GROWTH] for level in growth]),
-        *table(["aim", "measured", ""],
-                [[what, f"{value:.2f}", "met" if met else "not met"] for what, value, met in aims(found)]),
+        *document.aims((what, f"{value:.2f}", met) for what, value, met in aims(found)),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -237,18 +233,14 @@ def _failures(pool: dict[str, list[dict[str, Any]]]) -> str:
 def main(checkout: Path) -> int:
     """Measure; write var/bench-relay.json and the tables of docs/relay.md, and print these."""
     page = checkout / "docs/relay.md"
-    publish(page.read_text(), MARKER, "")  # rather now than after ten minutes
+    document.publish(page.read_text(), MARKER, "")  # rather now than after ten minutes
     root = image.build(checkout, checkout / "var/log/image.log")
-    found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": bench.machine(),
-        "yardstick_seconds": round(bench.yardstick(), 3),
-    }
+    found = bench.conditions()
     found |= enclosed(root, checkout / "services/src")
     found["load_at_the_end"] = os.getloadavg()[0]
     found["aims"] = [{"aim": what, "measured": value, "met": met} for what, value, met in aims(found)]
     (checkout / "var/bench-relay.json").write_text(json.dumps(found, indent=1) + "\n")
     text = tables(found)
-    write(page, MARKER, text)
+    document.write(page, MARKER, text)
     print(text)
     return 0

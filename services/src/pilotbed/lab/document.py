@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import LabError
@@ -11,6 +11,11 @@ from . import LabError
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def aims(rows: Iterable[tuple[str, str, bool]]) -> list[str]:
+    """Return the table of aims: what, the figure, and whether it is met."""
+    return table(["aim", "measured", ""], [[what, value, "met" if met else "not met"] for what, value, met in rows])
 
 
 def publish(document: str, name: str, text: str) -> str:
