@@ -162,7 +162,7 @@ class Service:
     def close(self) -> None:
         """End gunicorn and nginx."""
         self.stop()
-        self.bed.root("pkill -KILL -x nginx || true; rm -f /run/pilotbed-mapping.sock /run/nginx.pid")
+        self.bed.root("pkill -KILL -x nginx || true; rm -f /run/*.sock /run/nginx.pid /etc/nginx/sites-enabled/bare")
 
     def reload(self) -> None:
         """Do what pilotbed-mapping-trust.path and systemctl would after a CRL was fetched."""

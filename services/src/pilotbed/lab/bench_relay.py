@@ -218,7 +218,7 @@ def tables(found: dict[str, Any]) -> str:
         "the host's limit of open files allows):",
         "",
         *document.table([what for what, _path, _form in _GROWTH],
-                [[_shown(pick(level, path), form) for _what, path, form in _GROWTH] for level in growth]),
+                        [[_shown(pick(level, path), form) for _what, path, form in _GROWTH] for level in growth]),
         *document.aims((what, f"{value:.2f}", met) for what, value, met in aims(found)),
     ]  # fmt: skip
     return "\n".join(lines)
