@@ -5,6 +5,9 @@
 A client is a thread-free loop over all connections: each sends its next request when its answer has come, so that the
 clients take as little of the two cores as Python allows. Each asks for a user of its own, up to USERS of them. An
 answer is bad if it is none, is not the one that the user had before, or names an account that another user has.
+
+All have had an answer, one after the other, before the time begins: LCMAPS refuses both if two users who are new to the
+site come in the same moment ("Two ID have grabbed the same pool-entry, backing off").
 """
 
 import json
@@ -43,9 +46,19 @@ def main(where, clients, seconds, *credential):
     url = urlsplit(where)
     selector, sent, taken, bad = selectors.DefaultSelector(), {}, [], 0
     answer_of, user_of = {}, {}
+
+    def good(user, answer):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200 OK\r\n") or answer_of.setdefault(user, body) != body:
+            return False
+        return body == b"bare" or (b"permit" in body and user_of.setdefault(body, user) == user)
+
     for number in range(int(clients)):
         user = number % USERS
-        selector.register(connect(url, credential), selectors.EVENT_READ, (user, request(url, user)))
+        connection = connect(url, credential)
+        connection.sendall(request(url, user))
+        bad += not good(user, connection.recv(65536))
+        selector.register(connection, selectors.EVENT_READ, (user, request(url, user)))
     begin = time.perf_counter()
     for key in selector.get_map().values():
         sent[key.fileobj] = time.perf_counter()
@@ -53,9 +66,7 @@ def main(where, clients, seconds, *credential):
     while (now := time.perf_counter()) - begin < float(seconds):
         for key, _ in selector.select(1):
             user, again = key.data
-            head, _, body = key.fileobj.recv(65536).partition(b"\r\n\r\n")
-            good = head.startswith(b"HTTP/1.1 200 OK\r\n") and answer_of.setdefault(user, body) == body
-            bad += not (good and (body == b"bare" or (b"permit" in body and user_of.setdefault(body, user) == user)))
+            bad += not good(user, key.fileobj.recv(65536))
             taken.append(time.perf_counter() - sent[key.fileobj])
             sent[key.fileobj] = time.perf_counter()
             key.fileobj.sendall(again)
