@@ -6,8 +6,7 @@ A client is a thread-free loop over all connections: each sends its next request
 clients take as little of the two cores as Python allows. Each asks for a user of its own, up to USERS of them. An
 answer is bad if it is none, is not the one that the user had before, or names an account that another user has.
 
-All have had an answer, one after the other, before the time begins: LCMAPS refuses both if two users who are new to the
-site come in the same moment ("Two ID have grabbed the same pool-entry, backing off").
+All have had an answer before the time begins.
 """
 
 import json

@@ -72,7 +72,7 @@ def test_payloads_of_the_banned_end_on_request_and_no_others(kind, cgroups, pilo
         for proxy in (pilot.proxy, others)
     }  # fmt: skip
     for call in calls.values():
-        assert call.stdout.readline() == "up\n"
+        assert call.stdout.readline() == "up\n", bed.finish(call)
     given = {"dn": ALICE, "fqan": "/gridlab/analysis", "vo": "gridlab"}[kind]
     ended = ban(bed, "--end-payloads", kind, "--", given).splitlines()
     ban(bed, "--lift", kind, "--", given)

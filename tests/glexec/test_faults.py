@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from glexecbed import CONF, GLEXEC, GRIDMAPDIR, PILOT, ROOT_PART, TRUST, until
+from glexecbed import CONF, GLEXEC, GRIDMAPDIR, PEOPLE, PILOT, ROOT_PART, TRUST, until
 
 BANS = "/etc/grid-security/ban_users.db"
 DB = "/etc/lcmaps/lcmaps-glexec.db"
@@ -81,7 +81,7 @@ FAULTS = {
     "LCMAPS db broken": (moved(DB, "echo 'path = (' >$f"), 202, "LCMAPS does not start"),
     "LCMAPS without its ban list": (moved(BANS, ":"), 203, "no account"),
     "LCMAPS without its mapfile": (moved("/etc/grid-security/grid-mapfile", ":"), 203, "no account"),
-    "gridmapdir gone": (moved(GRIDMAPDIR, ":"), 203, "no account"),
+    "gridmapdir gone": (moved(GRIDMAPDIR, ":"), 202, f"{GRIDMAPDIR}/.lock: No such file"),
     "pool exhausted": (pool_exhausted, 203, "no account"),
     "VOMS server unknown": (moved("/etc/grid-security/vomsdir", "mkdir $f"), 203, "no account"),
     "CA unknown": (moved(TRUST, "mkdir $f"), 203, "no account"),
@@ -321,3 +321,39 @@ def test_a_hundred_calls_at_once(pilot):
     assert said.count("code 7") == 100, done
     assert len({line for line in said if line.startswith("gl0")}) == 1
     assert len([line for line in pilot.bed.log()[since:] if "exit=7" in line]) == 100
+
+
+def newcomers(pilot, proxies):
+    """Have users whom the site has never seen call at one moment: exit codes and accounts."""
+    pilot.bed.root(f"cd {GRIDMAPDIR} && find . -name '%*' -delete")
+    call = f"{GLEXEC} /bin/sh -c 'echo $USER' & pids=\"$pids $!\"\n"
+    calls = "".join(f"GLEXEC_CLIENT_CERT={proxy} {call}" for proxy in proxies)
+    done = pilot.bed.run("sh", "-c", f"{calls}for p in $pids; do wait $p; echo code $?; done", env=pilot.environment())
+    said = done.out.split("\n")
+    return [line for line in said if line.startswith("code")], {line for line in said if line.startswith("gl")}
+
+
+@pytest.fixture(scope="module")
+def people(node):
+    """Eight members of the VO."""
+    names = [f"stranger{number}" for number in range(8)]
+    node.people |= {name: node.ca.issue(f"{PEOPLE}{name.title()}") for name in names}
+    return names
+
+
+@pytest.fixture
+def strangers(pilot, people):
+    """Their proxies."""
+    return [pilot.bed.write(f"{pilot.work}/{name}", pilot.bed.proxy(name)) for name in people]
+
+
+def test_newcomers_at_one_moment_have_an_account_each(pilot, strangers):
+    for _ in range(6):
+        codes, accounts = newcomers(pilot, strangers)
+        assert codes == ["code 0"] * len(strangers)
+        assert len(accounts) == len(strangers)
+
+
+def test_control_without_the_lock_two_take_one_account_and_both_are_refused(pilot, strangers):
+    with pilot.bed.configured(gridmapdir=""):
+        assert any("code 203" in newcomers(pilot, strangers)[0] for _ in range(60))

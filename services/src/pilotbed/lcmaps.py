@@ -7,6 +7,7 @@ long: its plug-ins read their files (bans, mapfiles, leases) again at every call
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 
 from .glexec.lean import Record
@@ -45,9 +46,12 @@ class Lcmaps:
         environment: what the library may see of an environment besides its own variables.
         debug_level: how much it logs, 0 (errors) to 5.
         log_file: where to; empty for syslog.
+        gridmapdir: where the policy leases accounts; empty if it does not. One mapping at a time works there: LCMAPS
+            1.6.6 refuses both of two new users who take the same account at one moment ("Two ID have grabbed the same
+            pool-entry").
 
     Raises:
-        LcmapsError: the db cannot be used.
+        LcmapsError: the db or the gridmapdir cannot be used.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class Lcmaps:
         debug_level: int = 3,
         log_file: str = "",
         environment: Mapping[str, str] | None = None,
+        gridmapdir: str = "",
     ) -> None:
+        self._lock = _opened(f"{gridmapdir}/.lock") if gridmapdir else -1
         # The library and OpenSSL read their environment (LCMAPS_*, VERIFY_PROXY_*, X509_VOMS_DIR).
         os.environ.clear()
         os.environ.update(environment or {})
@@ -91,7 +97,13 @@ class Lcmaps:
         primaries, secondaries = ctypes.c_int(0), ctypes.c_int(0)
         # The lists are the library's: it ends the process that frees them ("free(): invalid pointer").
         out = [ctypes.byref(slot) for slot in (uid, primary, primaries, secondary, secondaries, lease)]
-        refused = function(*what, None, 1, self._policies, *out)
+        if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)  # the kernel lets go of it when this process dies
+        try:
+            refused = function(*what, None, 1, self._policies, *out)
+        finally:
+            if self._lock >= 0:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
         if refused or primaries.value < 1:
             return None
         groups = tuple(secondary[at] for at in range(secondaries.value))
@@ -103,3 +115,10 @@ class Lcmaps:
         found = self.library.getCredentialData(_VO_MAPPING, ctypes.byref(count))
         entries = ctypes.cast(found, ctypes.POINTER(_VoMapping))
         return tuple((entries[at].fqan or b"").decode(errors="replace") for at in range(count.value))
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # for writing: NFS locks no other
+    except OSError as error:
+        raise LcmapsError(f"{path}: {error.strerror}: the mapper's account must be able to write there") from None

@@ -99,8 +99,9 @@ def _lcmaps(pem: bytes, conf: Conf) -> tuple[Lcmaps, str]:
     syslog.openlog("lcmaps", syslog.LOG_PID, syslog.LOG_AUTHPRIV)  # its lines go out as the program's, "python3"
     try:
         lcmaps = Lcmaps(
-            conf.lcmaps_db_file, conf.lcmaps_get_account_policy, conf.lcmaps_debug_level, conf.lcmaps_log_file
-        )
+            conf.lcmaps_db_file, conf.lcmaps_get_account_policy, conf.lcmaps_debug_level, conf.lcmaps_log_file,
+            gridmapdir=conf.gridmapdir if conf.mapping == "local" else "",
+        )  # fmt: skip
     except LcmapsError as error:
         raise Refusal(SYSTEM_ERROR, str(error)) from error
     crypto = ctypes.CDLL("libcrypto.so.3")

@@ -67,7 +67,7 @@ class Conf(Record):
     sweep_directories: tuple[str, ...] = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - ours: cleared of leftovers
     payload_processes: int = 0  # ours: limit of an account's processes; 0: none
     tracking_gids: range = range(0)  # ours: groups of the caller that a batch system tracks by and a payload keeps
-    gridmapdir: str = ""  # ours: the leases of pool accounts, for the record's ``pilot``; empty: that stays empty
+    gridmapdir: str = ""  # ours: the leases of pool accounts, for the lock of ``mapping = local`` and the record
     linger: str = "yes"
     use_lcas: str = "no"
     user_identity_switch_by: str = "glexec"

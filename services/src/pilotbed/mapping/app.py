@@ -39,6 +39,7 @@ class Settings:
     issuer: str  # by which the service names itself in SAML (a URI)
     lcmaps_database: str
     lcmaps_policy: str
+    gridmapdir: str  # where the policy leases accounts
     lcmaps_debug_level: int = 0
 
 
@@ -51,8 +52,9 @@ def create(config: str = CONFIG) -> Flask:
     set_up_logging()
     settings = load(Path(config), Settings)
     lcmaps = Lcmaps(
-        settings.lcmaps_database, settings.lcmaps_policy, settings.lcmaps_debug_level, environment=dict(os.environ)
-    )
+        settings.lcmaps_database, settings.lcmaps_policy, settings.lcmaps_debug_level, environment=dict(os.environ),
+        gridmapdir=settings.gridmapdir,
+    )  # fmt: skip
 
     def look_up(subject: Subject) -> Account | None:
         found = lcmaps.run_with_fqans(subject.dn, subject.fqans)
