@@ -296,6 +296,12 @@ def work_dirs(worker: Host) -> list[str]:
     return str(found.stdout).split()
 
 
+def worker_with_a_pilot(site: Site) -> Host:
+    """Return a worker of the site where one of the factory's pilots is, whose proxy can be borrowed."""
+    there = until(f"a pilot at {site.name}", lambda: [node for node in map(host, site.workers) if work_dirs(node)])
+    return there[0]
+
+
 def arguments(site: Site) -> dict[str, str]:
     """Return the arguments of the factory's newest pilot at ``site``: option to value."""
     factory = GRID.node("factory")
@@ -365,6 +371,11 @@ class HandPilot:
         """Fail with the pilot's own words if it has ended."""
         if self.worker.run("systemctl is-active --quiet %s", self.unit).rc:
             pytest.fail(f"the pilot that was started by hand has ended: {self.said()[-3000:]}")
+
+    def refusal(self) -> str:
+        """Return what the pilot says when it has ended its attempt."""
+        until("the pilot refuses", lambda: "with code 1 after" in self.said(), 40)
+        return self.said()
 
     def said(self) -> str:
         """Return what the pilot has written so far."""

@@ -14,8 +14,8 @@ from support import GRID, HOLD, Jobs, until
 
 #: Modules that leave pilots warm come first; the deployment is run again last, over what all others have put back.
 ORDER = (
-    "walk", "stage", "credentials", "attributes", "traversal", "identity", "site", "batch", "refusals", "tampering",
-    "cleanup", "idempotence",
+    "walk", "stage", "credentials", "attributes", "traversal", "identity", "site", "batch", "starter", "refusals",
+    "tampering", "cleanup", "idempotence",
 )  # fmt: skip
 TOLD = pytest.StashKey[set]()
 

@@ -116,3 +116,25 @@ def test_removed_payload_that_ignores_sigterm_is_gone(jobs, bob, site):
     assert code == 0, said
     clean(worker, process.user, since, begin)
     until("the schedd has forgotten it", lambda: job.status() == "removed", deadline=30)
+
+
+@pytest.mark.parametrize("how", ["condor_vacate_job", "condor_vacate_job -fast", "kill -9 of its starter"])
+def test_payload_that_is_driven_out_is_gone_and_runs_again(jobs, bob, site, how):
+    """It ignores SIGTERM: the pilot's own times hold (MachineMaxVacateTime, KILLING_TIMEOUT)."""
+    since = int(time.time())
+    job = jobs.submit(bob, site, STUBBORN)
+    worker, process = job.holds(site)
+    begin = time.monotonic()
+    if how.startswith("kill"):
+        ok(worker, "pkill -KILL -x condor_starter")
+    else:
+        code, said = as_user(job.node, bob.account, f"{how} {job.id}")
+        assert code == 0, said
+    until("its process is gone", lambda: worker.run("test -d /proc/%s", str(process.pid)).rc, deadline=PROMPT)
+    print(f"gone after {time.monotonic() - begin:.1f} s")
+    until("the job runs again", lambda: job.ad().get("NumJobStarts") == 2, 90)
+    again, _ = job.holds(site)
+    job.remove()
+    begin = time.monotonic()
+    for node in (worker, again):
+        clean(node, process.user, since, begin)

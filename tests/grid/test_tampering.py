@@ -11,7 +11,7 @@ import re
 
 import pytest
 from pilotbed.lab.reach import host
-from support import HandPilot, arguments, edited, ok, until, work_dirs
+from support import HandPilot, arguments, edited, ok, until, worker_with_a_pilot
 
 #: The first script of the factory's that a pilot fetches and runs.
 VICTIM = "validate_node"
@@ -22,17 +22,6 @@ FLIP = "printf X | dd of=\"$f\" bs=1 seek=$(($(stat -c %%s \"$f\") - 2)) conv=no
 def staged(grid):
     """The path of the victim in the factory's stage area."""
     return ok(grid.node("factory"), f"ls /var/lib/pilotbed/factory/stage/{VICTIM}.*.sh").strip()
-
-
-def worker_with_a_pilot(site):
-    """A worker of the site where one of the factory's pilots is, whose proxy can be borrowed."""
-    return until("a pilot at " + site.name, lambda: next(
-        (node for node in map(host, site.workers) if work_dirs(node)), None))  # fmt: skip
-
-
-def refusal(pilot):
-    """What the pilot says when it has ended its attempt."""
-    return until("the pilot refuses", lambda: (said := pilot.said()) and "with code 1 after" in said and said, 40)
 
 
 def goes_on(pilot):
@@ -65,7 +54,7 @@ def assert_refused(said, staged):
 def test_changed_byte_in_the_stage_area(grid, cacheless, staged):
     pilot = HandPilot(worker_with_a_pilot(cacheless), arguments(cacheless))
     with edited(grid.node("factory"), staged, FLIP), pilot:
-        said = refusal(pilot)
+        said = pilot.refusal()
     assert_refused(said, staged)
     # What a factory reads, too: an XML summary with the reason.
     assert re.search(r"<status>ERROR</status>.*<detail>\s*refused: ", said, re.DOTALL)
@@ -112,7 +101,7 @@ def test_changed_byte_in_the_caches_copy(grid, cached, staged, tampered):
     digest = "curl --silent --fail {} %s | sha256sum"
     assert ok(worker, digest.format(f"--proxy http://{cached.cache}:3128"), url) != ok(worker, digest.format(""), url)
     with HandPilot(worker, arguments(cached)) as pilot:
-        said = refusal(pilot)
+        said = pilot.refusal()
     assert_refused(said, staged)
 
 
