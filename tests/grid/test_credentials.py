@@ -8,7 +8,7 @@ import re
 
 import pytest
 from pilotbed.lab.reach import host
-from support import GRID, as_user, ok, until
+from support import GRID, as_user, ok, until, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"
@@ -52,6 +52,17 @@ def test_the_same_request_by_a_pilot_is_taken(grid):
     """The control: what refuses carol is her credential, not the request."""
     for site in grid.sites:
         assert ask_ce(grid.node("frontend"), site.ce, PILOT_PROXY) == 201
+
+
+def test_a_pilot_that_shows_somebody_elses_certificate_behind_its_own_is_refused(grid, submit, alice):
+    """LCMAPS would name that somebody; ARC's own plug-in gave out his account (tests/glexec/test_arc_mapping.py)."""
+    frontend, path = grid.node("frontend"), "/run/pilotbed-test-proxy.pem"
+    other = ok(submit, "runuser -l %s -c %s", alice.account, "cat ~/.globus/usercert.pem")
+    try:
+        write(frontend, path, ok(frontend, "cat %s", PILOT_PROXY) + other)
+        assert [ask_ce(frontend, site.ce, path) for site in grid.sites] == [403] * len(grid.sites)
+    finally:
+        frontend.run("rm -f %s", path)
 
 
 def test_a_refreshed_proxy_is_delegated_to_the_running_job(jobs, alice, submit, hidden_site):

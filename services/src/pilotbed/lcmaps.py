@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import os
+import syslog
 
 from .glexec.lean import Record
 
@@ -21,6 +23,10 @@ _VO_MAPPING = 110  # lcmaps_cred_data.h
 
 class LcmapsError(Exception):
     """LCMAPS does not start; the message says where to look."""
+
+
+class ChainError(Exception):
+    """What is said to be a certificate chain is none."""
 
 
 class Posix(Record):
@@ -72,6 +78,7 @@ class Lcmaps:
         self._policies = (ctypes.c_char_p * 1)(policy.encode())
         # RTLD_GLOBAL: its modules find the library's symbols there ("undefined symbol: lcmaps_cntArgs" otherwise).
         self.library = ctypes.CDLL("liblcmaps.so.0", mode=ctypes.RTLD_GLOBAL)
+        syslog.openlog("lcmaps", syslog.LOG_PID, syslog.LOG_AUTHPRIV)  # its lines go out as the program's, "python3"
         if log_file:
             failed = self.library.lcmaps_init_and_logfile(log_file.encode(), None, ctypes.c_ushort(1))
         else:
@@ -79,6 +86,33 @@ class Lcmaps:
         if failed:
             raise LcmapsError(f"LCMAPS does not start: check {database} and the node's log (lcmaps)")
         self.library.getCredentialData.restype = ctypes.c_void_p
+
+    def chain(self, pem: bytes) -> tuple[ctypes.CDLL, list[int], str]:
+        """Return OpenSSL's library, the certificates of a chain in PEM form as X509*, and the name LCMAPS reads there.
+
+        To be asked before `run_with_pem`: LCMAPS verifies the first certificate, but takes the name from the last that
+        is no CA's. With the public certificate of somebody else behind one's own proxy, one was mapped as that somebody
+        (1.6.6, seen). So each certificate but the last has to be signed by the one after it. Dates, issuers, revocation
+        are not looked at.
+
+        Raises:
+            ChainError: it is no such chain.
+        """
+        crypto, chain = ctypes.CDLL("libcrypto.so.3"), ctypes.c_void_p()
+        if self.library.lcmaps_pem_string_to_x509_chain(ctypes.byref(chain), ctypes.c_char_p(pem)) != 0 or not chain:
+            raise ChainError("no certificate chain in PEM form")
+        crypto.OPENSSL_sk_num.argtypes = [ctypes.c_void_p]
+        crypto.OPENSSL_sk_value.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        crypto.X509_get0_pubkey.argtypes, crypto.X509_verify.argtypes = [ctypes.c_void_p], [ctypes.c_void_p] * 2
+        crypto.OPENSSL_sk_value.restype = crypto.X509_get0_pubkey.restype = ctypes.c_void_p
+        certificates = [crypto.OPENSSL_sk_value(chain, index) for index in range(crypto.OPENSSL_sk_num(chain))]
+        for certificate, issuer in itertools.pairwise(certificates):
+            if crypto.X509_verify(certificate, crypto.X509_get0_pubkey(issuer)) != 1:
+                raise ChainError("these certificates are not of one chain: each must be signed by the next")
+        named = self.library.lcmaps_x509_chain_to_dn
+        named.argtypes, named.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_char_p
+        dn = named(certificates[0], chain) or b"this proxy"
+        return crypto, certificates, dn.decode(errors="replace")
 
     def run_with_pem(self, pem: bytes) -> Posix | None:
         """Return the account for a proxy (chain and key), or None where the policy says no; the log has the reason."""

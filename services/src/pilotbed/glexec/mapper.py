@@ -8,7 +8,6 @@ or from the site's mapping service, which is asked about the verified DN and FQA
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import pwd
 import resource
@@ -91,12 +90,9 @@ def _verified(pem: bytes, conf: Conf) -> bytes:
 
 def _lcmaps(pem: bytes, conf: Conf) -> tuple[Lcmaps, str]:
     """Return LCMAPS, and the end-entity DN of ``pem``, which LCMAPS has still to verify. Raises Refusal."""
-    import syslog
-
-    from pilotbed.lcmaps import Lcmaps, LcmapsError
+    from pilotbed.lcmaps import ChainError, Lcmaps, LcmapsError
 
     _confine()
-    syslog.openlog("lcmaps", syslog.LOG_PID, syslog.LOG_AUTHPRIV)  # its lines go out as the program's, "python3"
     try:
         lcmaps = Lcmaps(
             conf.lcmaps_db_file, conf.lcmaps_get_account_policy, conf.lcmaps_debug_level, conf.lcmaps_log_file,
@@ -104,39 +100,18 @@ def _lcmaps(pem: bytes, conf: Conf) -> tuple[Lcmaps, str]:
         )  # fmt: skip
     except LcmapsError as error:
         raise Refusal(SYSTEM_ERROR, str(error)) from error
-    crypto = ctypes.CDLL("libcrypto.so.3")
-    chain = ctypes.c_void_p()
-    if lcmaps.library.lcmaps_pem_string_to_x509_chain(ctypes.byref(chain), ctypes.c_char_p(pem)) != 0 or not chain:
-        raise Refusal(CLIENT_ERROR, "GLEXEC_CLIENT_CERT holds no certificate chain in PEM form")
-    crypto.OPENSSL_sk_num.argtypes = [ctypes.c_void_p]
-    crypto.OPENSSL_sk_value.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    try:
+        crypto, certificates, dn = lcmaps.chain(pem)
+    except ChainError as error:
+        raise Refusal(CLIENT_ERROR, f"GLEXEC_CLIENT_CERT: {error}") from error
     crypto.X509_get0_notAfter.argtypes = crypto.X509_cmp_current_time.argtypes = [ctypes.c_void_p]
-    crypto.OPENSSL_sk_value.restype = crypto.X509_get0_notAfter.restype = ctypes.c_void_p
-    certificates = [crypto.OPENSSL_sk_value(chain, index) for index in range(crypto.OPENSSL_sk_num(chain))]
-    _check_chain(crypto, certificates)
+    crypto.X509_get0_notAfter.restype = ctypes.c_void_p
     for certificate in certificates:
         if crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(certificate)) < 0:
             raise Refusal(CLIENT_ERROR, "the proxy has expired: renew it")
         if conf.crl_directory:
             _check_crl(crypto, certificate, conf.crl_directory)
-    lcmaps.library.lcmaps_x509_chain_to_dn.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    lcmaps.library.lcmaps_x509_chain_to_dn.restype = ctypes.c_char_p
-    dn = lcmaps.library.lcmaps_x509_chain_to_dn(certificates[0], chain) or b"this proxy"
-    return lcmaps, dn.decode(errors="replace")
-
-
-def _check_chain(crypto: ctypes.CDLL, certificates: list[int]) -> None:
-    """Raise Refusal (201) unless each certificate but the last has been signed by the one after it.
-
-    LCMAPS verifies the first one, but takes the name from the last that is no CA's: with the public certificate of
-    somebody else behind one's own proxy, one was mapped as that somebody (1.6.6, seen).
-    """
-    crypto.X509_get0_pubkey.argtypes, crypto.X509_get0_pubkey.restype = [ctypes.c_void_p], ctypes.c_void_p
-    crypto.X509_verify.argtypes = [ctypes.c_void_p] * 2
-    for certificate, issuer in itertools.pairwise(certificates):
-        if crypto.X509_verify(certificate, crypto.X509_get0_pubkey(issuer)) != 1:
-            reason = "GLEXEC_CLIENT_CERT holds certificates that are not of one chain: each must be signed by the next"
-            raise Refusal(CLIENT_ERROR, reason)
+    return lcmaps, dn
 
 
 def _check_crl(crypto: ctypes.CDLL, certificate: int, directory: str) -> None:

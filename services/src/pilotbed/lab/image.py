@@ -34,8 +34,8 @@ GROUND = ("apt", "systemd", "systemd-sysv", "libpam-systemd", "python3-yaml", "n
 #: What `make bench-relay` compares the relay with; it runs over the image. No unit of it is enabled.
 BENCH = ("haproxy", "socat", "openssh-client", "openssh-server")
 
-#: What tests/glexec has payloads leave jobs with. No unit of it is enabled.
-ATTACKED = ("cron", "at")
+#: What tests/glexec has payloads leave jobs with, and whose mapping it compares ours with. No unit of it is enabled.
+ATTACKED = ("cron", "at", "nordugrid-arc-plugins-lcas-lcmaps")
 
 #: Units that may start by themselves; every other unit of a package waits for its role.
 KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/systemd", "sockets")
