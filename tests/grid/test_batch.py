@@ -183,6 +183,7 @@ def test_g2_deleted_job_leaves_nothing(batch, run, worker):
     job.payload(daemon)
     batch.cancel(job.number)
     until("the payload is gone", lambda: not named(worker, main) + named(worker, daemon))
+    job.done()
     assert batch.state(job.number) == batch.CANCELLED
     assert not [process for process in processes(worker) if process.user == account]
 
@@ -301,6 +302,6 @@ def test_g14_without_set_uid_bits_the_error_is_clear(run, worker):
 def test_g3_wall_clock_limit_ends_the_payload(batch, limited, worker):
     """Last, as it takes more than a minute."""
     job, word = limited
-    until("the batch system ends the job", lambda: not job.running(), 150)
+    job.done(150)
     assert batch.state(job.number) == batch.TIMEOUT
     until("its payload is gone", lambda: not named(worker, word))

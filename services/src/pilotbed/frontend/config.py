@@ -32,6 +32,8 @@ class Pressure:
             idle_vms_per_entry.max and .curb).
         max_slots, curb_slots, max_idle, curb_idle: slots of the whole group (*_vms_total).
         least_memory: MB that a partitionable slot needs free to count as idle (partitionable_glidein.min_memory).
+        silence: seconds without an ad from its pilot, after which a slot counts no more; a pilot sends one every
+            UPDATE_INTERVAL (30 s), and the collector remembers a dead one's for minutes.
         wait_after, idle_after: turns without idle jobs, until unsubmitted and then idle pilots may be removed.
         idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
     """
@@ -50,6 +52,7 @@ class Pressure:
     max_idle: int = 1000
     curb_idle: int = 200
     least_memory: int = 128
+    silence: int = 100
     wait_after: int = 6
     idle_after: int = 11
     idle_lifetime: int = 3600

@@ -95,9 +95,10 @@ class Frontend(Daemon):
         return "CurbMatchmaking" if ad.get("CurbMatchmaking") is True else ""
 
     def slots(self) -> list[Slot]:
-        """Return the slots of our pilots."""
+        """Return the slots of our pilots that are alive."""
         ours = equals(MyType="Machine", GLIDECLIENT_Name=str(self.config.client))
-        ads = self.pool.query(ours, Slot.ATTRIBUTES)
+        alive = f"time() - LastHeardFrom < {self.config.pressure.silence}"
+        ads = self.pool.query(f"{ours} && {alive}", Slot.ATTRIBUTES)
         return [Slot.from_ad(ad, self.config.pressure.least_memory) for ad in ads]
 
     def offers(self) -> tuple[list[Offer], dict[str, GlobalOffer]]:
