@@ -296,6 +296,10 @@ watch() {
         # TCP itself waits a quarter of an hour, as it does after a NAT has forgotten its connections. Meanwhile the pool
         # matches an old ad, whose claim is refused. Told to reconfigure, master and startd connect anew.
         ! collector_lost || kill -HUP "$master"
+        # A starter that was killed: startd has tried to remove its directory before glexec gave that back, and once only.
+        for sandbox in "$local_dir"/execute/dir_*; do
+            kill -0 "${sandbox##*_}" || rm -rf "$sandbox"
+        done
     done 2>/dev/null
 }
 watch &
