@@ -1,9 +1,12 @@
 """A proxy that the caller replaces while the payload runs: it reaches the payload if it is the same user's."""
 
 import contextlib
+import fcntl
+import threading
+from pathlib import Path
 
 import pytest
-from glexecbed import GLEXEC, until
+from glexecbed import GLEXEC, GRIDMAPDIR, PILOT, until
 
 
 @contextlib.contextmanager
@@ -55,6 +58,30 @@ def test_any_other_is_refused_once(pilot, what):
         replace(pilot, good)
         until("a good one is taken all the same", lambda: copy.read_bytes() == good, 30)
         assert len(refusals(pilot, since)) == 1
+
+
+def test_proxy_that_is_replaced_while_it_is_looked_at(pilot):
+    """The starter does so to a job whose owner has just made another proxy; here while LCMAPS waits for its turn."""
+    assert pilot.glexec().code == 0, "and the lock is there"
+    fresh, found = pilot.bed.proxy(), []
+
+    def change():
+        with pilot.bed.path(f"{GRIDMAPDIR}/.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.set()
+            until("glexec waits", lambda: "-> FLOCK  ADVISORY  WRITE" in Path("/proc/locks").read_text())
+            replace(pilot, fresh)
+            found.append(True)
+
+    held = threading.Event()
+    thread = threading.Thread(target=change)
+    thread.start()
+    held.wait()
+    with running(pilot) as copy:
+        assert found
+        until("the payload has the new proxy", lambda: copy.read_bytes() == fresh, 30)
+    thread.join()
+    assert pilot.bed.root(f"stat -c %U {pilot.proxy}").strip() == PILOT, "it has stayed the caller's"
 
 
 def test_proxy_that_is_taken_away_stays_with_the_payload(pilot):

@@ -44,6 +44,7 @@ class Order(Record):
     directory: str  # where the payload starts; empty: the caller's, or the target's home
     proxies: set[tuple[int, int]]  # (device, inode) of the caller's proxy files, which stay his
     source_proxy: str
+    source_pem: bytes
     source_state: FileState | None
     target_proxy: str
     limits: list[tuple[int, int]]  # the caller's, of LIMITS
@@ -93,10 +94,9 @@ def _write_target_proxy(order: Order, pem: bytes) -> None:
 def start(order: Order, tree: Tree) -> int:
     """Prepare what the payload needs and start it; return the pid to watch. Raises Refusal and OSError."""
     if order.sandbox:
-        order.sandbox.hand_out(order.target.pw_uid, order.gid, order.proxies)
+        order.sandbox.hand_out(order.target.pw_uid, order.gid, order.proxies, order.source_proxy)
     if order.target_proxy:
-        pem, order.source_state = read_proxy("GLEXEC_SOURCE_PROXY", order.source_proxy, order.caller)
-        _write_target_proxy(order, pem)
+        _write_target_proxy(order, order.source_pem)  # not what is there by now: that is for `_refresh`
     errors, error = os.pipe()
     payload = tree.spawn(lambda parent: _become_payload(order, parent, error))
     os.close(error)

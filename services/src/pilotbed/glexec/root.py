@@ -114,9 +114,9 @@ def _decide(command: list[str], environment: Mapping[str, str], conf: Conf, log:
 
     limits = _lift_limits()
     pem, state = monitor.read_proxy("GLEXEC_CLIENT_CERT", environment.get("GLEXEC_CLIENT_CERT", ""), caller)
-    proxies, source_proxy, source_state = {state[:2]}, environment.get("GLEXEC_SOURCE_PROXY"), None
+    proxies, source_proxy, source_pem, source_state = {state[:2]}, environment.get("GLEXEC_SOURCE_PROXY"), b"", None
     if source_proxy is not None:
-        _, source_state = monitor.read_proxy("GLEXEC_SOURCE_PROXY", source_proxy, caller)
+        source_pem, source_state = monitor.read_proxy("GLEXEC_SOURCE_PROXY", source_proxy, caller)
         proxies.add(source_state[:2])
     directory = environment.get("GLEXEC_SANDBOX", "")
     sandbox = _open_sandbox(directory, caller, conf) if "GLEXEC_SANDBOX" in environment else None
@@ -152,6 +152,7 @@ def _decide(command: list[str], environment: Mapping[str, str], conf: Conf, log:
         directory=directory,
         proxies=proxies,
         source_proxy=source_proxy or "",
+        source_pem=source_pem,
         source_state=source_state,
         target_proxy="" if target_proxy == os.devnull else target_proxy,
         limits=limits,

@@ -50,14 +50,15 @@ class Sandbox:
         except OSError as error:
             raise Refusal(CLIENT_ERROR, f"GLEXEC_SANDBOX: {path} is in use by another payload") from error
 
-    def hand_out(self, target_uid: int, target_gid: int, keep: Collection[tuple[int, int]]) -> None:
-        """Give the caller's files to the target. ``keep``: (device, inode) of files that stay, the proxies.
+    def hand_out(self, target_uid: int, target_gid: int, keep: Collection[tuple[int, int]], proxy: str) -> None:
+        """Give the caller's files to the target. ``keep``: (device, inode) of files that stay, the proxies; so does
+        ``proxy``, by its path, as the caller may just have replaced it.
 
         Raises Refusal (202) where the file system has no ACLs, and OSError.
         """
         caller = self.found.st_uid
         for above, name, fd, found in self._walk(caller, target_uid):
-            if found.st_uid != caller or (found.st_dev, found.st_ino) in keep:
+            if found.st_uid != caller or (found.st_dev, found.st_ino) in keep or f"{self.path}/{_join(above, name)}" == proxy:
                 continue
             if not above and stays_callers(name):
                 if is_standard_stream(name) and stat.S_ISREG(found.st_mode):
