@@ -58,7 +58,9 @@ class Sandbox:
         """
         caller = self.found.st_uid
         for above, name, fd, found in self._walk(caller, target_uid):
-            if found.st_uid != caller or (found.st_dev, found.st_ino) in keep or f"{self.path}/{_join(above, name)}" == proxy:
+            if found.st_uid != caller or (found.st_dev, found.st_ino) in keep:
+                continue
+            if f"{self.path}/{_join(above, name)}" == proxy:
                 continue
             if not above and stays_callers(name):
                 if is_standard_stream(name) and stat.S_ISREG(found.st_mode):
