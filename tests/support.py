@@ -339,7 +339,8 @@ class HandPilot:
         words = [word for pair in self.options.items() for word in pair]
         ok(
             self.worker,
-            "systemd-run --quiet --unit %s --uid %s --gid %s --working-directory %s --setenv %s "
+            # exec: once it returns, the account is seen to be busy, and the next pilot takes another one
+            "systemd-run --quiet --service-type exec --unit %s --uid %s --gid %s --working-directory %s --setenv %s "
             "--property StandardOutput=file:%s --property StandardError=file:%s --property TimeoutStopSec=20 "
             f"/bin/bash /usr/lib/pilotbed/pilotbed/glidein/glidein_startup.sh {shlex.join(words)}",
             self.unit, self.account, gid, directory, f"X509_USER_PROXY={proxy}", f"{directory}/out", f"{directory}/err",

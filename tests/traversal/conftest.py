@@ -14,7 +14,7 @@ from support import GRID
 
 
 def pytest_collection_modifyitems(items):
-    """Faults come last: the pool remembers a lost pilot for a quarter of an hour, and has no other made meanwhile."""
+    """Faults come last: the pool counts a lost pilot for a while, and has no other made meanwhile."""
     items.sort(key=lambda item: item.path.name == "test_faults.py")
 
 

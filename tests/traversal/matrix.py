@@ -91,6 +91,7 @@ class Ways:
         self._pilots: dict[tuple[str, str], HandPilot] = {}
         self.jobs = {submit: Jobs(host(submit_of(submit))) for submit in SUBMITS}
         self.alice = walk.WALKERS[0]
+        self._ended = 0  # how often the broker had ended before these jobs
 
     def __enter__(self) -> Ways:
         for made in self.jobs.values():
@@ -170,11 +171,17 @@ class Ways:
         if lost or ad.get("NumShadowStarts", 0) > 3:
             return Outcome(UNTRANSFERRED, lost[1] if lost else "started and came back, again and again", ad)
         if ad.get("NumShadowStarts", 0):
-            return None
+            # Where the broker has ended, the pool forgets its pilots before it could send the job there again.
+            given_back = cell.way == "ccb_tunnel" and ad.get("JobStatus") == 1
+            said = broker_ends()[self._ended :] if given_back else []
+            return Outcome(BROKEN, said[0], ad) if said else None
         log = ok(job.node, "tail -n 500 /var/log/condor/SchedLog")
-        for startd in re.findall(rf"Match record \((\S+) .*for {job.owner}, {job.id}\) deleted", log):
-            if found := re.findall(rf"Failed to send REQUEST_CLAIM to startd {re.escape(startd)}.*", log):
-                return Outcome(UNCLAIMED, found[-1], ad)
+        lost_claims = re.findall(rf"Match record \((\S+) .*for {job.owner}, {job.id}\) deleted", log)
+        # One claim says little: it fails also where the schedd holds to a session of a broker that was started again.
+        if len(lost_claims) > 1 and (
+            found := re.findall(rf"Failed to send REQUEST_CLAIM to startd {re.escape(lost_claims[-1])}.*", log)
+        ):
+            return Outcome(UNCLAIMED, found[-1], ad)
         if schedd := re.search(r"submitted from host: (<.*>)", job.read("log")):
             log = ok(GRID.node("central_manager"), "tail -n 100 /var/log/condor/NegotiatorLog")
             if found := re.findall(rf"Failed to connect to {job.owner}@\S+ \({re.escape(schedd[1])}\)", log):
@@ -192,7 +199,7 @@ class Ways:
 
     def run(self, cells: Iterable[Cell], deadline: float = 150) -> dict[Cell, Outcome]:
         """Run the cells' jobs side by side; return what became of each. A pilot that is not there is not waited for."""
-        cells, known, ended = list(cells), self.registered(), broker_ends()
+        cells, known, self._ended = list(cells), self.registered(), len(broker_ends())
         missing = [cell for cell in cells if (cell.worker, cell.way) not in known]
         found = {cell: Outcome(UNREGISTERED, self._last_words(cell)) for cell in missing}
         open_jobs = {cell: self.submit(cell) for cell in cells if cell not in found}
@@ -211,7 +218,7 @@ class Ways:
                     job.remove()
                 break
             time.sleep(0.5)
-        if new := broker_ends()[len(ended) :]:
+        if new := broker_ends()[self._ended :]:
             for cell in cells:
                 if cell.way == "ccb_tunnel" and found[cell].verdict in (UNCLAIMED, UNTRANSFERRED):
                     found[cell] = Outcome(BROKEN, new[0], found[cell].ad)
