@@ -167,26 +167,30 @@ class Ways:
         ad = job.ad()
         if ad.get("JobStatus") == 4:
             return self._done(cell, job, ad)
+        starts, claims = ad.get("NumShadowStarts", 0), self._failed_claims(job)
         lost = re.search(r"(?m)^022 .*\n\s+(.*)", job.read("log"))
-        if lost or ad.get("NumShadowStarts", 0) > 3:
+        given_back = starts and ad.get("JobStatus") == 1
+        if cell.way == "ccb_tunnel" and (claims or lost or given_back) and (said := broker_ends()[self._ended :]):
+            return Outcome(BROKEN, said[0], ad)
+        if lost or starts > 3:
             return Outcome(UNTRANSFERRED, lost[1] if lost else "started and came back, again and again", ad)
-        if ad.get("NumShadowStarts", 0):
-            # Where the broker has ended, the pool forgets its pilots before it could send the job there again.
-            given_back = cell.way == "ccb_tunnel" and ad.get("JobStatus") == 1
-            said = broker_ends()[self._ended :] if given_back else []
-            return Outcome(BROKEN, said[0], ad) if said else None
-        log = ok(job.node, "tail -n 500 /var/log/condor/SchedLog")
-        lost_claims = re.findall(rf"Match record \((\S+) .*for {job.owner}, {job.id}\) deleted", log)
-        # One claim says little: it fails also where the schedd holds to a session of a broker that was started again.
-        if len(lost_claims) > 1 and (
-            found := re.findall(rf"Failed to send REQUEST_CLAIM to startd {re.escape(lost_claims[-1])}.*", log)
-        ):
-            return Outcome(UNCLAIMED, found[-1], ad)
+        if starts:
+            return None
+        # A tunnel's first one fails also where the schedd holds to a session of a broker that was started again.
+        if len(claims) > (cell.way == "ccb_tunnel"):
+            return Outcome(UNCLAIMED, claims[-1], ad)
         if schedd := re.search(r"submitted from host: (<.*>)", job.read("log")):
             log = ok(GRID.node("central_manager"), "tail -n 100 /var/log/condor/NegotiatorLog")
             if found := re.findall(rf"Failed to connect to {job.owner}@\S+ \({re.escape(schedd[1])}\)", log):
                 return Outcome(UNNEGOTIATED, found[-1], ad)
         return None
+
+    def _failed_claims(self, job: Job) -> list[str]:
+        """Return what the schedd said of every claim for the job that it could not send."""
+        log = ok(job.node, "tail -n 500 /var/log/condor/SchedLog")
+        asked = set(re.findall(rf"Match record \((\S+) .*for {job.owner}, {job.id}\) deleted", log))
+        failed = re.findall("Failed to send REQUEST_CLAIM to startd .*", log)
+        return [line for line in failed if line.split()[6] in asked]
 
     def _done(self, cell: Cell, job: Job, ad: dict[str, Any]) -> Outcome:
         sent, made = job.read("out").split("-")[:2]
@@ -218,10 +222,6 @@ class Ways:
                     job.remove()
                 break
             time.sleep(0.5)
-        if new := broker_ends()[self._ended :]:
-            for cell in cells:
-                if cell.way == "ccb_tunnel" and found[cell].verdict in (UNCLAIMED, UNTRANSFERRED):
-                    found[cell] = Outcome(BROKEN, new[0], found[cell].ad)
         return found
 
     def _last_words(self, cell: Cell) -> str:
