@@ -293,8 +293,8 @@ watch() {
     while sleep 5 && kill -0 "$master"; do
         # Without its port the pilot is of no use to anybody.
         [[ -z $agent ]] || kill -0 "$agent" || kill -QUIT "$master"
-        # TCP itself waits a quarter of an hour, as it does after a NAT has forgotten its connections. Meanwhile the pool
-        # matches an old ad, whose claim is refused. Told to reconfigure, master and startd connect anew.
+        # TCP itself waits a quarter of an hour, as it does after a NAT has forgotten its connections, and the pool hears
+        # nothing of this pilot meanwhile. Told to reconfigure, master and startd connect anew.
         ! collector_lost || kill -HUP "$master"
         # A starter that was killed: startd has tried to remove its directory before glexec gave that back, and once only.
         for sandbox in "$local_dir"/execute/dir_*; do
