@@ -1,5 +1,7 @@
 """What `make bench-relay` makes of its samples; the measuring itself needs a machine."""
 
+from itertools import pairwise
+
 import pytest
 from pilotbed.lab.bench_load import quantile, spread
 from pilotbed.lab.bench_relay import aims, levels, median, per_gigabyte, pick, tables
@@ -74,7 +76,7 @@ def found(relay=1.0, agent_kb=20.0, late=1.0):
         "machine": {"cores": 2, "cpu": "x", "memory_gib": 8, "kernel": "6", "load": 0.0},
         "ways": {"direct": way(2.0), "haproxy": way(1.0, idle_stream_kb=3.0),
                  "haproxy, two hops": way(1.0), "relay": way(relay, idle_stream_kb=9.0)},
-        "pool": {"direct": asked(2.0), "CCB": asked(1.0), "relay": asked(relay)},
+        "pool": {"direct": asked(2.0), "CCB": asked(1.0), "CCB streaming": asked(0.5), "relay": asked(relay)},
         "growth": [level(100, 1.0), level(2000, late)],
     }  # fmt: skip
 
@@ -104,5 +106,6 @@ def test_tables_have_every_way_and_leave_blank_what_it_has_not():
     assert "| GB/s, 1 stream, to the worker | 2.00 | 1.00 | 1.00 | 2.00 | 2.00 | 2.00 |" in lines
     assert "| memory an idle stream, at the relay, kB |  | 3 |  | 9 | 3.00 |  |" in lines
     assert any(line.startswith("Added to the direct round trip") and "haproxy 0.050 (0.100)" in line for line in lines)
-    widths = [line.count("|") for line in lines if line.startswith("|")]
-    assert set(widths) == {4, 6, 8, 11}
+    widths = [line.count("|") for line in lines]
+    assert set(widths) == {0, 4, 8, 11}
+    assert all(0 in pair for pair in pairwise(widths) if pair[0] != pair[1]), "a blank line is between two tables"

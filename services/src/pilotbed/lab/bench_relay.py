@@ -211,7 +211,7 @@ def tables(found: dict[str, Any]) -> str:
         "",
         "Under HTCondor:",
         "",
-        *_compared(found["pool"], _POOL, "CCB"),
+        *_compared(found["pool"], _POOL, "CCB", "CCB streaming"),
         _failures(found["pool"]),
         "",
         f"The relay with ever more agents, {growth[-1]['streams'] // growth[-1]['agents']} streams each (five, or what "
@@ -219,6 +219,7 @@ def tables(found: dict[str, Any]) -> str:
         "",
         *document.table([what for what, _path, _form in _GROWTH],
                         [[_shown(pick(level, path), form) for _what, path, form in _GROWTH] for level in growth]),
+        "",
         *document.aims((what, f"{value:.2f}", met) for what, value, met in aims(found)),
     ]  # fmt: skip
     return "\n".join(lines)
