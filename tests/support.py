@@ -186,6 +186,8 @@ def processes(node: Host) -> list[Process]:
 
 #: In a script: wait there until the job is removed or killed, so that a test can see on the worker how far it came.
 HOLD = "@HOLD@"
+#: Of a site's ARC, on all its nodes: a directory for each pilot.
+SESSIONS = "/srv/site/arc-session"
 
 
 @dataclass(frozen=True)
@@ -366,7 +368,7 @@ class HandPilot:
         return json.loads(found or "[]")
 
     def _proxies(self) -> list[str]:
-        return str(self.worker.run("ls -t /srv/site/arc-session/*/user.proxy").stdout).split()
+        return str(self.worker.run(f"ls -t {SESSIONS}/*/user.proxy").stdout).split()
 
     def check(self) -> None:
         """Fail with the pilot's own words if it has ended."""
