@@ -13,12 +13,15 @@ import pytest
 from pilotbed.lab.reach import host
 from support import CHECKOUT, GRID, HOLD, as_user, ok, until, work_dirs, write
 
-#: Computes for 18 s in three processes, one of them without a parent, which stay until all is over.
+#: Computes for 18 s in three processes, one of them without a parent; all have done so when it holds once more.
 BURN = f"""#!/usr/bin/python3
 import os, subprocess, time
+burnt, say = os.pipe()
 def burn():
-    while time.process_time() < 6:
+    start = time.process_time()
+    while time.process_time() - start < 6:
         pass
+    os.write(say, b".")
 subprocess.run("{HOLD}".split())
 for orphan in (False, True):
     if os.fork() == 0:
@@ -27,6 +30,8 @@ for orphan in (False, True):
         burn()
         time.sleep(900)
 burn()
+for _ in range(3):
+    os.read(burnt, 1)
 subprocess.run("{HOLD}".split())
 """
 
@@ -198,9 +203,10 @@ def burnt(jobs, alice, local_site, submit):
 
     before = sampled()
     ok(worker, "kill %s", str(waiting.pid))
-    until("Slurm has sampled what the payload used", lambda: sampled() - before >= 17.1, 60)
+    until("Slurm has sampled what the payload used", lambda: sampled() - before >= 17.2, 60)
+    waiting = job.holds(local_site)[1]
     used = sampled() - before
-    ok(worker, "kill %s", str(job.holds(local_site)[1].pid))
+    ok(worker, "kill %s", str(waiting.pid))
     ad = job.done(60)
     records = json.dumps([record()])
     ok(ce, "scancel %s", batch)
