@@ -1,9 +1,11 @@
 """Streams that outlive the relay's process: the manager of these tests does what systemd does (relaybed.Manager)."""
 
 import contextlib
+import resource
 import signal
 import socket
 import threading
+import time
 
 import pytest
 from pilotbed.relay import reset
@@ -30,12 +32,17 @@ def kept(bed):
 def said(sock, data):
     """What comes back for some bytes."""
     sock.sendall(data)
-    answer = b""
-    while len(answer) < len(data):
-        part = sock.recv(len(data) - len(answer))
+    return taken(sock, len(data))
+
+
+def taken(sock, count):
+    """The next bytes of a stream, so many."""
+    found = bytearray()
+    while len(found) < count:
+        part = sock.recv(count - len(found))
         assert part, "the stream ended"
-        answer += part
-    return answer
+        found += part
+    return found
 
 
 def is_kept(bed, streams=1):
@@ -71,6 +78,37 @@ def test_control_without_a_manager_the_stream_ends_with_the_relay(bed):
     bed.relay.end(signal.SIGKILL)
     with pytest.raises((ConnectionResetError, AssertionError)):
         said(client, b"after")
+
+
+@contextlib.contextmanager
+def no_more_descriptors(process):
+    """It has all it had, and nothing new."""
+    pid, kind = process.popen.pid, resource.RLIMIT_NOFILE
+    limits = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (3, limits[1]))
+    yield
+    resource.prlimit(pid, kind, limits)
+
+
+def test_streams_go_on_without_descriptors(kept):
+    """Slow readers hold more than the relay has pipes for; their streams are kept once there are descriptors again."""
+    kept.start_relay()
+    kept.start_agent(Target(echo))
+    kept.registered()
+    clients = [kept.connect() for _ in range(4)]
+    for client in clients:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        assert said(client, b"before") == b"before"
+    many = LINES * 16
+    with no_more_descriptors(kept.relay):
+        for client in clients:
+            client.sendall(many)
+        time.sleep(2.2)  # by now they would be kept
+        for client in clients:
+            assert taken(client, len(many)) == many
+    is_kept(kept, 4)
+    for client in clients:
+        assert said(client, many) == many
 
 
 def test_short_streams_are_not_kept(kept):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import functools
 import json
 import logging
 import os
@@ -62,15 +64,15 @@ def notify(state: str, descriptors: Sequence[int] = ()) -> None:
     See sd_notify(3), sd_pid_notify_with_fds(3).
     """
     address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
-        # Connected, because send_fds of Python 3.11 takes no notice of an address.
-        notices.connect("\0" + address[1:] if address.startswith("@") else address)
-        if descriptors:
-            socket.send_fds(notices, [state.encode()], descriptors)
-        else:
-            notices.send(state.encode())
+    if address:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        _notices().sendmsg([state.encode()], rights, 0, "\0" + address[1:] if address.startswith("@") else address)
+
+
+@functools.cache
+def _notices() -> socket.socket:
+    """One for all notices: a daemon that is out of descriptors still has some to send."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 def inherited() -> dict[str, list[int]]:

@@ -100,6 +100,9 @@ class Joint:
         """Have each direction keep one pipe from now on; return both, None for one that has ended or has no pipe.
 
         Whatever is under way is then in the kernel, in a socket or in a pipe: another process that has them can go on.
+
+        Raises:
+            OSError: there are no descriptors for that now.
         """
         found: list[Pipe | None] = [None, None]
         for direction in self._directions:
@@ -238,53 +241,6 @@ class _Direction(ABC):
             self._count(count)
 
 
-class _Splice(_Direction):
-    """The kernel moves the bytes through a pipe, which is held only while there are bytes in it, unless it is owned."""
-
-    __slots__ = ("_owned", "_pipe")
-
-    def __init__(
-        self, joint: Joint, source: socket.socket, sink: socket.socket, count: Callable[[int], None],
-        pipe: "Pipe | None" = None,
-    ) -> None:  # fmt: skip
-        self._pipe = pipe
-        self._owned = pipe is not None
-        super().__init__(joint, source, sink, count)
-        if pipe and (left := _asked(pipe[0], termios.FIONREAD)):
-            self._left = left
-            self._unwatch()
-            self._watch(reading=False)
-
-    def own(self) -> "Pipe":
-        """Keep one pipe from now on: the big ones are for who is busy."""
-        self._owned = True
-        self._pipe = self._pipe or _take_pipe(big=False)
-        return self._pipe
-
-    def stop(self) -> None:
-        pipe, self._pipe = (self._pipe, None) if self._owned else (None, self._pipe)
-        super().stop()
-        if pipe:  # and never give it to another stream: somebody else may have it, too
-            _close_pipe(pipe)
-
-    def _fill(self) -> int:
-        self._pipe = self._pipe or _take_pipe()
-        return os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
-
-    def _empty(self) -> int:
-        assert self._pipe is not None
-        return os.splice(self._pipe[0], self.sink.fileno(), self._left)
-
-    def _free(self) -> None:
-        if self._pipe is None or self._owned:
-            return
-        if self._left == 0 and self._pipe[0] in _big:
-            _spare.append(self._pipe)
-        else:
-            _close_pipe(self._pipe)
-        self._pipe = None
-
-
 class _Copy(_Direction):
     """Python copies the bytes."""
 
@@ -303,6 +259,63 @@ class _Copy(_Direction):
 
     def _free(self) -> None:
         self._data = b""
+
+
+class _Splice(_Copy):
+    """The kernel moves the bytes through a pipe, which is held only while there are bytes in it, unless it is owned.
+
+    Where there is none to be had (EMFILE, ENFILE), Python copies: a stream that stands does not end by that.
+    """
+
+    __slots__ = ("_owned", "_pipe")
+
+    def __init__(
+        self, joint: Joint, source: socket.socket, sink: socket.socket, count: Callable[[int], None],
+        pipe: "Pipe | None" = None,
+    ) -> None:  # fmt: skip
+        self._pipe = pipe
+        self._owned = pipe is not None
+        super().__init__(joint, source, sink, count)
+        if pipe and (left := _asked(pipe[0], termios.FIONREAD)):
+            self._left = left
+            self._unwatch()
+            self._watch(reading=False)
+
+    def own(self) -> "Pipe":
+        """Keep one pipe from now on: the big ones are for who is busy."""
+        if self._left and not self._pipe:
+            raise BlockingIOError(errno.EAGAIN, "what is under way is not in the kernel")
+        self._pipe = self._pipe or _take_pipe(big=False)
+        self._owned = True
+        return self._pipe
+
+    def stop(self) -> None:
+        pipe, self._pipe = (self._pipe, None) if self._owned else (None, self._pipe)
+        super().stop()
+        if pipe:  # and never give it to another stream: somebody else may have it, too
+            _close_pipe(pipe)
+
+    def _fill(self) -> int:
+        try:
+            self._pipe = self._pipe or _take_pipe()
+        except OSError:
+            return super()._fill()
+        return os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
+
+    def _empty(self) -> int:
+        if not self._pipe:
+            return super()._empty()
+        return os.splice(self._pipe[0], self.sink.fileno(), self._left)
+
+    def _free(self) -> None:
+        super()._free()
+        if self._pipe is None or self._owned:
+            return
+        if self._left == 0 and self._pipe[0] in _big:
+            _spare.append(self._pipe)
+        else:
+            _close_pipe(self._pipe)
+        self._pipe = None
 
 
 class Dial:

@@ -49,7 +49,11 @@ class Keeper:
         self._room = int(os.environ.get("FDSTORE", "0")) // _DESCRIPTORS
 
     def keep(self, joint: Joint) -> str:
-        """Have a stream kept; return its name, "" where that cannot be."""
+        """Have a stream kept; return its name, "" where that cannot be.
+
+        Raises:
+            OSError: there are no descriptors for that now.
+        """
         pipes = joint.own_pipes() if self._room > 0 else (None, None)
         if not any(pipes):
             return ""
@@ -57,10 +61,14 @@ class Keeper:
         name = secrets.token_hex(8)
         parts = (joint.outer.fileno(), joint.inner.fileno()), *pipes
         # The sockets come last: without them nobody takes what was handed over before this process was killed.
-        for part, descriptors in reversed(list(zip(_PARTS, parts, strict=True))):
-            if descriptors:
-                # A peer that hangs up is for the relay to hear of, not a reason to keep no longer (FDPOLL).
-                notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}.{part}", descriptors)
+        try:
+            for part, descriptors in reversed(list(zip(_PARTS, parts, strict=True))):
+                if descriptors:
+                    # A peer that hangs up is for the relay to hear of, not a reason to keep no longer (FDPOLL).
+                    notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}.{part}", descriptors)
+        except OSError:
+            self.drop(name)
+            raise
         return name
 
     def drop(self, name: str) -> None:

@@ -671,7 +671,10 @@ class Relay(Service):
         """A stream that has lasted so long is not to end with this process."""
         assert stream.joint is not None
         stream.timer = None
-        stream.kept = self._keeper.keep(stream.joint)
+        try:
+            stream.kept = self._keeper.keep(stream.joint)
+        except OSError:  # out of descriptors
+            stream.timer = asyncio.get_running_loop().call_later(KEEP_AFTER, self._keep, stream)
 
     def _carried(self, stream: Stream, end: str) -> None:
         self._forget(stream)
