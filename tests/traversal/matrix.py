@@ -172,7 +172,8 @@ class Ways:
         ad = job.ad()
         if ad.get("JobStatus") == 4:
             return self._done(cell, job, ad)
-        starts, claims = ad.get("NumShadowStarts", 0), self._failed_claims(job)
+        starts = ad.get("NumShadowStarts", 0)
+        claims = [] if starts else self._failed_claims(job)
         lost = re.search(r"(?m)^022 .*\n\s+(.*)", job.read("log"))
         given_back = starts and ad.get("JobStatus") == 1
         if cell.way == "ccb_tunnel" and (claims or lost or given_back) and (said := broker_ends()[self._ended :]):
