@@ -230,8 +230,8 @@ class Bed:
 class Target:
     """A daemon: every connection is served by `behave(sock)` in a thread."""
 
-    def __init__(self, behave):
-        self.listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, behave, port=0):
+        self.listener = socket.create_server(("127.0.0.1", port))
         self.port = self.listener.getsockname()[1]
         self.behave = behave
         threading.Thread(target=self._run, daemon=True).start()

@@ -23,6 +23,29 @@ from relaybed import FRIEND, HOUR, PILOT, SOURCE, Bed, Scripted, Target, drain, 
 
 ROLE = "/gridlab/Role=pilot"
 
+
+def moved(bed, address):
+    """The bed with its relay at another address, as on another host: the dedicated ports are free on the agent's."""
+    bed.config |= {"address": address, "public_address": address}
+    Target(lambda sock: splice(sock, (address, bed.control)), bed.control)  # by the name that its certificate has
+    return bed
+
+
+@pytest.fixture
+def elsewhere(bed):
+    return moved(bed, "127.0.0.2")
+
+
+@pytest.fixture
+def other(bed, tmp_path):
+    """A second relay under the same CA."""
+    (tmp_path / "other").mkdir()
+    made = Bed(tmp_path / "other", bed.ca)
+    made.config["ports"][1] -= 2
+    yield made
+    made.close()
+
+
 # -- bytes
 
 def test_bytes_both_ways_at_once(served):
@@ -119,22 +142,33 @@ def test_daemon_that_does_not_listen(bed):
     assert bed.refused("target") == 1
 
 
-def test_default_target_is_the_dedicated_port_itself(bed):
-    """As HTCondor's shared port needs it; here the relay listens on 127.0.0.2, the daemon on 127.0.0.1."""
-    bed.config |= {"address": "127.0.0.2", "public_address": "127.0.0.2"}
-    bed.host = bed.ca.issue("/CN=localhost", host="localhost")
-    bed.start_relay()
-    # The relay's name has to lead to 127.0.0.2, for which 'localhost' does not do: so through a forwarder.
-    forward = Target(lambda sock: splice(sock, ("127.0.0.2", bed.control)))
-    bed.start_agent(server=f"localhost:{forward.port}")
-    port = bed.registered()["port"]
+def test_default_target_is_the_dedicated_port_itself(elsewhere):
+    """As HTCondor's shared port needs it."""
+    elsewhere.start_relay()
+    elsewhere.start_agent()
+    port = elsewhere.registered()["port"]
     with socket.create_server(("127.0.0.1", port)) as daemon:
-        client = bed.connect()
+        client = elsewhere.connect()
         daemon.settimeout(10)
         sock, _ = daemon.accept()
         with sock:
             client.sendall(b"to the daemon")
             assert sock.recv(100) == b"to the daemon"
+
+
+def test_default_target_that_is_taken_is_passed_over(elsewhere, other):
+    """By a daemon, by a connection, or by an agent of another relay's whose daemon has yet to start."""
+    first, last = elsewhere.config["ports"]
+    moved(other, "127.0.0.3").config["ports"] = [first, last]
+    here = ("127.0.0.1", first)
+    elsewhere.sockets.enter_context(socket.create_server(here))
+    elsewhere.sockets.enter_context(socket.create_connection(here, source_address=("127.0.0.1", first + 1)))
+    for bed, found in ((elsewhere, first + 2), (other, first + 3)):
+        bed.start_relay()
+        agent = bed.start_agent()
+        assert bed.registered()["port"] == found
+        assert agent.text().count("is in use on this host") == found - first
+        assert len(bed.status()["leases"]) == 1
 
 
 def splice(sock, address):
@@ -650,16 +684,6 @@ def test_bad_sources_are_a_usage_error(bed, networks):
 
 # -- several relays
 
-@pytest.fixture
-def other(bed, tmp_path):
-    """A second relay under the same CA."""
-    (tmp_path / "other").mkdir()
-    made = Bed(tmp_path / "other", bed.ca)
-    made.config["ports"][1] -= 2
-    yield made
-    made.close()
-
-
 def test_the_relay_with_the_least_to_do_is_taken(bed, other):
     bed.start_relay()
     other.start_relay()
@@ -743,24 +767,25 @@ def set_up_traversal(bed, **values):
     return done, made
 
 
-def test_pilot_takes_a_port_for_its_submit_hosts_only(bed, other):
-    bed.start_relay()
-    servers = f"localhost:{other.control}, localhost:{bed.control}"  # the first one does not run
+def test_pilot_takes_a_port_for_its_submit_hosts_only(elsewhere, other):
+    elsewhere.start_relay()
+    servers = f"localhost:{other.control}, localhost:{elsewhere.control}"  # the first one does not run
     done, made = set_up_traversal(
-        bed, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=servers, GLIDEIN_Relay_Sources="127.0.0.1"
+        elsewhere, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=servers, GLIDEIN_Relay_Sources="127.0.0.1"
     )
     assert done.returncode == 0, done
-    lease = bed.lease("pilot")
+    lease = elsewhere.lease("pilot")
     assert lease["sources"] == ["127.0.0.1/32"]
-    assert made["GLIDEIN_Relay_Address"] == f"127.0.0.1:{lease['port']}"
-    assert (made["SHARED_PORT_PORT"], made["TCP_FORWARDING_HOST"]) == (str(lease["port"]), "127.0.0.1")
+    assert made["GLIDEIN_Relay_Address"] == f"127.0.0.2:{lease['port']}"
+    assert (made["SHARED_PORT_PORT"], made["TCP_FORWARDING_HOST"]) == (str(lease["port"]), "127.0.0.2")
 
 
-def test_pilot_starts_a_killed_agent_again_with_the_same_port(bed):
+def test_pilot_starts_a_killed_agent_again_with_the_same_port(elsewhere):
     """As when a node short of memory kills it: HTCondor has published the port."""
-    bed.start_relay()
-    _, made = set_up_traversal(bed, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=f"localhost:{bed.control}")
-    before = eventually(lambda: (found := bed.lease("pilot"))["state"] == "connected" and found)
+    elsewhere.start_relay()
+    servers = f"localhost:{elsewhere.control}"
+    _, made = set_up_traversal(elsewhere, GLIDEIN_Traversal="relay", GLIDEIN_Relay_Server=servers)
+    before = eventually(lambda: (found := elsewhere.lease("pilot"))["state"] == "connected" and found)
 
     def agents():
         found = subprocess.run(["pgrep", "-P", made["RELAY_AGENT_PID"]], capture_output=True, text=True, check=False)
@@ -772,12 +797,12 @@ def test_pilot_starts_a_killed_agent_again_with_the_same_port(bed):
 
     def again():
         """The lease, but for where its agent is, once that is another one."""
-        now = bed.lease("pilot")
+        now = elsewhere.lease("pilot")
         return now["state"] == "connected" and now["agent"] != before["agent"] and {**now, "agent": None}
 
     assert eventually(again) == {**before, "agent": None}
     os.kill(int(made["RELAY_AGENT_PID"]), signal.SIGTERM)
-    eventually(lambda: bed.lease("pilot") is None)
+    eventually(lambda: elsewhere.lease("pilot") is None)
 
 
 @pytest.mark.parametrize("ways", ["relay,ccb", "relay"])

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import errno
 import json
 import logging
 import random
@@ -102,6 +103,12 @@ class Control(asyncio.Protocol):
         assert self._transport is not None
         host, port = self._transport.get_extra_info("peername")[:2]
         return host, port
+
+    @property
+    def own(self) -> str:
+        """This host's numeric address, as the connection has it."""
+        assert self._transport is not None
+        return str(self._transport.get_extra_info("sockname")[0])
 
     def say(self, frame: Frame) -> None:
         """Send a frame if it may be sent now (the connection can be lost, or the lease ended, at any moment)."""
@@ -220,6 +227,7 @@ class Agent:
         self._server: Address | None = None  # whose lease it is: no other relay can serve what was published
         self._lease: str | None = None
         self._port = 0
+        self._reserved: list[socket.socket] = []
         self._published = False  # by this process; then another port would be of no use to anybody
         self._attempt = 0
         self._target: Address | None = None  # its host a number
@@ -237,9 +245,7 @@ class Agent:
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            if self._control:
-                self._control.say(Release())
-            self._forget()
+            self._release()
         for task in (stopping, work):
             task.cancel()
         await asyncio.gather(work, return_exceptions=True)
@@ -383,7 +389,38 @@ class Agent:
         if self._control:
             self._control.say(Failed(stream, reason))
 
+    def _reserve(self, port: int) -> None:
+        """Have the lease's port on this host, too, for the daemon.
+
+        Another relay may have given it to somebody else here, or a connection of this host's has it: HTCondor then
+        runs without an address (its ad has no MyAddress). Other agents cannot bind what is reserved, nor is it taken
+        for a connection; a daemon with SO_REUSEADDR can.
+
+        Raises:
+            Refusal: it is taken; the lease has been given back.
+        """
+        assert self._control is not None
+        for host in dict.fromkeys(("127.0.0.1", self._control.own)):
+            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            self._reserved.append(sock)
+            try:
+                sock.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # one that only the daemon may bind, for instance
+                    continue
+                self._release()
+                raise Refusal("port_busy", f"port {port} is in use on this host") from None
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def _release(self) -> None:
+        """Give the lease back."""
+        if self._control:
+            self._control.say(Release())
+        self._forget()
+
     def _registered(self, frame: Registered, server: Address) -> None:
+        if frame.lease != self._lease and not self.settings.target:
+            self._reserve(frame.port)
         self._server, self._lease, self._port = server, frame.lease, frame.port
         state = {"host": frame.host, "port": frame.port, "lease": frame.lease, "relay": _name(server)}
         write_durably(self.settings.state, json.dumps(state) + "\n")
@@ -395,6 +432,8 @@ class Agent:
 
     def _forget(self) -> None:
         self._server = self._lease = None
+        while self._reserved:
+            self._reserved.pop().close()
         self.settings.state.unlink(missing_ok=True)
 
 

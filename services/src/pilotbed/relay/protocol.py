@@ -49,7 +49,7 @@ REFUSALS: Mapping[str, bool] = {
     "too_many_leases": True,  # limit of this DN
     "superseded": True,  # somebody else registered with this lease
     "trust": False,  # the relay's own revocation lists are missing or expired
-    "port_busy": False,  # something else on the relay's host uses the lease's port just now
+    "port_busy": False,  # something else on the relay's host, or on the agent's, uses the lease's port just now
     "storage": False,  # the lease could not be written to disk
     "timeout": False,
     "overload": False,
