@@ -13,13 +13,13 @@ import pytest
 from pilotbed.lab.reach import host
 from support import CHECKOUT, GRID, HOLD, as_user, ok, until, work_dirs, write
 
-#: Computes for 18 s in three processes, one of them without a parent; all have done so when it holds once more.
+#: Computes for 30 s in three processes, one of them without a parent; all have done so when it holds once more.
 BURN = f"""#!/usr/bin/python3
 import os, subprocess, time
 burnt, say = os.pipe()
 def burn():
     start = time.process_time()
-    while time.process_time() - start < 6:
+    while time.process_time() - start < 10:
         pass
     os.write(say, b".")
 subprocess.run("{HOLD}".split())
@@ -203,9 +203,9 @@ def burnt(jobs, alice, local_site, submit):
 
     before = sampled()
     ok(worker, "kill %s", str(waiting.pid))
-    until("Slurm has sampled what the payload used", lambda: sampled() - before >= 17.2, 60)
+    until("Slurm has sampled what the payload used", lambda: sampled() - before >= 28.6, 90)
     waiting = job.holds(local_site)[1]
-    used = sampled() - before
+    used = sampled() - before  # in whole seconds, and with what the pilot itself used
     ok(worker, "kill %s", str(waiting.pid))
     ad = job.done(60)
     records = json.dumps([record()])
@@ -220,7 +220,7 @@ def burnt(jobs, alice, local_site, submit):
 
 def test_payloads_cpu_time_is_the_batch_systems(burnt):
     own, cpu, _ = burnt
-    assert own["cpu"] >= 18, "all three processes, the orphan too"
+    assert own["cpu"] >= 30, "all three processes, the orphan too"
     assert own["cpu"] == pytest.approx(cpu, rel=0.05)
 
 

@@ -172,12 +172,16 @@ def test_default_target_that_is_taken_is_passed_over(elsewhere, other):
 
 
 def splice(sock, address):
+    def carry(source, sink):
+        with contextlib.suppress(OSError):  # the other way has ended by a reset
+            for data in iter(lambda: source.recv(65536), b""):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
     with socket.create_connection(address) as other:
-        back = threading.Thread(target=lambda: [sock.sendall(data) for data in iter(lambda: other.recv(65536), b"")])
+        back = threading.Thread(target=carry, args=(other, sock))
         back.start()
-        for data in iter(lambda: sock.recv(65536), b""):
-            other.sendall(data)
-        other.shutdown(socket.SHUT_WR)
+        carry(sock, other)
         back.join()
 
 
