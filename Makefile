@@ -1,12 +1,16 @@
-# pilotbed: `make` lists what there is to do.
+# pilotbed: `make` lists what there is to do. LAB=name means another lab than the one called lab.
 .DEFAULT_GOAL := help
 .ONESHELL:
 SHELL := /bin/bash
+.SHELLFLAGS := -e -c
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-LAB := .venv/bin/python -m pilotbed.lab
-PYTEST := .venv/bin/python -m pytest
-.PHONY: help lab walk status shell logs destroy snapshot restore test lint unit grid test-relay test-glexec
-.PHONY: bench bench-relay bench-glexec ready
+export LAB ?= lab
+lab := .venv/bin/python -m pilotbed_lab
+walk := .venv/bin/python -m pilotbed_suite.walk
+bench := .venv/bin/python -m pilotbed_bench
+pytest := .venv/bin/python -m pytest
+.PHONY: help lab boot walk status shell logs labs destroy snapshot restore
+.PHONY: test lint unit services test-lab test-glexec grid traversal bench bench-relay bench-glexec ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -15,52 +19,68 @@ ready:
 	@./bootstrap
 
 lab: ready ## everything: host, image, nodes, the grid on them, and the walk
-	@$(LAB) lab
+	@$(lab) up
+	$(walk)
+
+boot: ready ## image and nodes, without the grid on them
+	@$(lab) boot
 
 walk: ready ## alice and bob each run a job, once more on the running grid
-	@$(LAB) walk
+	@$(walk)
 
 status: ready ## nodes, services, pilots and jobs at a glance
-	@$(LAB) status
+	@$(lab) status
 
 shell: ready ## a root shell on a node
-	@$(LAB) shell "$(NODE)"
+	@$(lab) shell "$(NODE)"
 
 logs: ready ## the logs that matter for a node's roles
-	@$(LAB) logs "$(NODE)"
+	@$(lab) logs "$(NODE)"
 
-destroy: ready ## remove the lab: no mount, namespace, cgroup, process or bridge stays
-	@$(LAB) destroy
+labs: ready ## the labs of this host, whichever checkout's
+	@$(lab) list
+
+destroy: ready ## remove the lab (ALL=1: all labs of this checkout): no mount, namespace, cgroup, process or bridge stays
+	@$(lab) destroy $(if $(ALL),--all)
 
 snapshot: ready ## keep every node as it is now
-	@$(LAB) snapshot "$(NAME)"
+	@$(lab) snapshot "$(NAME)"
 
 restore: ready ## every node back as it was, and a walk
-	@$(LAB) restore "$(NAME)"
+	@$(lab) restore "$(NAME)"
+	$(walk)
 
-test: lint unit test-glexec grid test-relay ## lint, unit, service, glexec and grid tests, and the ways through
+test: lint unit services test-lab test-glexec grid traversal ## all tests
 
 lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint
 
-unit: ready ## decisions, services and the lab's own life, without a grid
-	@$(PYTEST) tests/unit tests/services tests/lab
+unit: ready ## decisions, without I/O; inventories and roles
+	@$(pytest) tests/unit
+
+services: ready ## a real server or pilot, started inside the test
+	@$(pytest) tests/services
+
+test-lab: ready ## the life of a lab of two nodes, and of two labs
+	@$(pytest) tests/lab
 
 test-glexec: ready ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
-	@$(PYTEST) tests/glexec
+	@$(pytest) tests/glexec
 
 grid: ready ## the running grid, asked as its users do (boots the lab first, if need be)
-	@$(LAB) up && $(PYTEST) tests/grid
+	@$(lab) up
+	$(pytest) tests/grid
 
-test-relay: ready ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
+traversal: ready ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
 	@export ANSIBLE_INVENTORY=inventory/common,inventory/lab,inventory/traversal
-	$(LAB) up && $(PYTEST) tests/traversal
+	$(lab) up
+	$(pytest) tests/traversal
 
 bench: ready ## how long, how much: var/bench.json
-	@$(LAB) bench
+	@$(bench) grid
 
 bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
-	@$(LAB) bench-relay
+	@$(bench) relay
 
 bench-glexec: ready ## glexec beside sudo, mapping service, pilotbed-trace: var/bench-glexec.json, docs
-	@$(LAB) bench-glexec
+	@$(bench) glexec

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 from ansible.errors import AnsibleActionFail
@@ -18,6 +20,11 @@ exec(compile(d["program"], "config_tree", "exec"), n); n["main"](d["wanted"])'""
 OPTIONS = frozenset({"attributes", "trees", "units", "restart"})
 PROGRAM = Path(__file__).parent.parent / "modules" / "config_tree.py"
 
+#: The role that installs our package, and where.
+PACKAGE_ROLE, PACKAGE_PATH = "pilotbed", "/usr/lib/pilotbed"
+#: What names modules in a unit: ``gunicorn pilotbed.mapping.app:create()``.
+_CALLABLE = re.compile(r"\bpilotbed(?:\.\w+)+(?=:)")
+
 
 def _walk(top):
     """Return the files below ``top``, through symbolic links to directories, without what Python compiled."""
@@ -26,6 +33,68 @@ def _walk(top):
         names[:] = [name for name in names if name != "__pycache__"]
         found += [Path(directory, name) for name in files]
     return sorted(found)
+
+
+class Imports:
+    """What a program of ours imports, directly or not: the files that it has to be started anew for.
+
+    Args:
+        top: directory that has the package.
+    """
+
+    def __init__(self, top):
+        self._top = Path(top)
+
+    def of_program(self, text, name):
+        """Return the modules that a script names in its import statements."""
+        return set() if "import" not in text else self._imported(ast.parse(text, name), "")
+
+    def closure(self, modules):
+        """Return, below ``top``, the files of ``modules`` and of all that they import.
+
+        A package of which a module is imported counts with its files that are no modules: a service hands those on, as
+        the factory does the pilot's scripts.
+        """
+        found, waiting = {}, list(modules)
+        while waiting:
+            module = waiting.pop()
+            path = self._path(module)
+            if path is None or module in found:
+                continue
+            found[module] = path
+            waiting += [module.rpartition(".")[0]] if "." in module else []
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            waiting += self._imported(ast.parse(path.read_bytes(), str(path)), package)
+        files = set(found.values())
+        for package in {path.parent for path in files} - {self._path("pilotbed").parent}:
+            files.update(path for path in package.rglob("*") if self._is_data(path, package))
+        return sorted(str(path.relative_to(self._top)) for path in files)
+
+    def _path(self, module):
+        path = self._top.joinpath(*module.split("."))
+        candidates = (path / "__init__.py", path.with_suffix(".py"))
+        return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+    @staticmethod
+    def _is_data(path, package):
+        if not path.is_file() or path.suffix in (".py", ".pyc"):
+            return False
+        below = [parent for parent in path.parents if parent.is_relative_to(package) and parent != package]
+        return not any((parent / "__init__.py").exists() for parent in below)
+
+    @staticmethod
+    def _imported(tree, package):
+        """Return the names of modules, and perhaps of what is in them, that ``tree`` imports anywhere."""
+        names = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                parts = package.split(".") if package else []
+                base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+                module = ".".join(filter(None, (base, node.module)))
+                names.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+        return {name for name in names if name.split(".")[0] == "pilotbed"}
 
 
 class ActionModule(ActionBase):
@@ -56,6 +125,7 @@ class ActionModule(ActionBase):
             "files": files,
             "units": list(args.get("units") or []),
             "restart": bool(args.get("restart", False)),
+            "programs": self._programs(own.parent, files, args.get("units") or []),
             "check": self._task.check_mode,
             "diff": self._task.diff,
         }
@@ -66,6 +136,26 @@ class ActionModule(ActionBase):
         except ValueError:
             raise AnsibleActionFail(f"config_tree on the node: {done['stderr'] or done['stdout']}") from None
         return result
+
+    @staticmethod
+    def _programs(roles, files, units):
+        """Return, for each unit that runs a program of ours, the files of our package that it imports, on the node."""
+        package = roles / PACKAGE_ROLE / "files"
+        imports = Imports(f"{package}{PACKAGE_PATH}")
+        found = {}
+        for unit in units:
+            places = [f"{top}/systemd/system/{unit}" for top in ("/etc", "/usr/lib")]
+            text = next((base64.b64decode(files[place]["content"]).decode() for place in places
+                         if files.get(place, {}).get("content")), "")  # fmt: skip
+            modules = set(_CALLABLE.findall(text))
+            for path in re.findall(r"^ExecStart(?:Pre|Post)?=[-+!@:]*(/\S+)", text, re.MULTILINE):
+                if path in files:
+                    modules |= imports.of_program(base64.b64decode(files[path]["content"]).decode(), path)
+                elif (program := Path(f"{package}{path}")).is_file():
+                    modules |= imports.of_program(program.read_text(), path)
+            if modules:
+                found[unit] = [f"{PACKAGE_PATH}/{path}" for path in imports.closure(modules)]
+        return found
 
     def _tree(self, role, task_vars):
         """Return {path on the node: entry} of the tree of the role in directory ``role``."""

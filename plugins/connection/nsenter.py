@@ -19,7 +19,7 @@ options:
   leaders:
     description: Directory that holds, as NODE.leader, the PID on this host of each node's init.
     type: path
-    default: /run/pilotbed/nodes
+    required: true
     vars:
       - name: ansible_nsenter_leaders
 extends_documentation_fragment:

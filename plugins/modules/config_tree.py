@@ -13,8 +13,8 @@ description:
   - Renders C(templates/**) and copies C(files/**) of the role to the same paths on the node.
   - A template that renders to nothing stands for a file that must not exist.
   - Files in C(sysusers.d) are applied before owners are set, files in C(tmpfiles.d) after all files.
-  - Units are enabled and started, and restarted when a file of the tree changed; C(pilotbed-*.service) also when our
-    package did.
+  - Units are enabled and started, and restarted when a file of the tree changed. One that runs a program of ours is
+    restarted when a file changed that the program imports, too; the controller finds these by its import statements.
 options:
   attributes:
     description: Owner, group and mode of files, by path. The default is root, root, 0644 (0755 if executable).
@@ -55,8 +55,6 @@ import sys
 from pathlib import Path
 
 UNITS_DIR = "/etc/systemd/system/"
-#: What all units of ours run, installed by role pilotbed.
-PACKAGE = Path("/usr/lib/pilotbed")
 
 
 def _run(*argv):
@@ -69,15 +67,6 @@ def _seconds(timestamp):
         return 0
     moment = datetime.datetime.strptime(timestamp, "%a %Y-%m-%d %H:%M:%S.%f UTC")
     return moment.replace(tzinfo=datetime.UTC).timestamp()
-
-
-def _ours(unit):
-    return unit.startswith("pilotbed-") and unit.endswith(".service")
-
-
-def _package():
-    """Return the files of our package: programs in Python, and what else a service hands on, such as the pilot's."""
-    return (path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
 
 
 def _newest(paths):
@@ -172,7 +161,7 @@ class Tree:
         states = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.strip().split("\n\n")]
         # By time, not by what this run changed: a run that was cut off between file and restart is made good.
         newest = _newest(map(Path, self.wanted["files"]))
-        package = max(newest, _newest(_package())) if any(map(_ours, names)) else newest
+        programs = {unit: _newest(map(Path, paths)) for unit, paths in self.wanted.get("programs", {}).items()}
         restart = bool(self.changed) or self.wanted["restart"]
         settled = ("enabled", "static", "generated", "indirect", "alias")
         enable, touched = [], []
@@ -180,9 +169,7 @@ class Tree:
             if state["UnitFileState"] not in settled:
                 enable.append(name)
             running = state["ActiveState"] in ("active", "activating", "reloading")
-            if not running or restart or (package if _ours(name) else newest) > _seconds(
-                state["ActiveEnterTimestamp"]
-            ):
+            if not running or restart or max(newest, programs.get(name, 0)) > _seconds(state["ActiveEnterTimestamp"]):
                 touched.append(name)
         if self.check:
             return sorted({*enable, *touched})

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pki
 from pilotbed.glexec import policy
-from pilotbed.lab import enclosure, image
+from pilotbed_lab import enclosure, image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GLEXEC = "/usr/sbin/glexec"

@@ -8,9 +8,9 @@ PILOTBED_CONNECTION=paramiko, PILOTBED_SSH_CONFIG and ANSIBLE_INVENTORY. What a 
 """
 
 import pytest
-from pilotbed.lab import walk
-from pilotbed.lab.reach import host
-from support import GRID, HOLD, Jobs, until
+from pilotbed_suite import walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, HOLD, Jobs, until
 
 #: Modules that leave pilots warm come first; the deployment is run again last, over what all others have put back.
 ORDER = (

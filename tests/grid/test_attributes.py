@@ -21,9 +21,9 @@ from types import SimpleNamespace
 
 import pki
 import pytest
-from pilotbed.lab.reach import host
 from pilotbed.x509 import Chain, load_pem, voms
-from support import GRID, as_user, ok, write
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, as_user, ok, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"

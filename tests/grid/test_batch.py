@@ -11,8 +11,8 @@ import re
 from contextlib import contextmanager
 
 import pytest
-from pilotbed.lab.reach import host
-from support import GRID, as_user, ok, processes, until, write
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, as_user, ok, processes, until, write
 
 HERE = "/var/tmp/pilotbed-test-batch"
 _serial = itertools.count(1)

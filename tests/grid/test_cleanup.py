@@ -12,7 +12,7 @@ import re
 import time
 
 import pytest
-from support import HOLD, as_user, ok, processes, until, work_dirs, write
+from pilotbed_suite.support import HOLD, as_user, ok, processes, until, work_dirs, write
 
 #: What the issue asks for, in seconds.
 PROMPT = 15

@@ -7,8 +7,8 @@
 import re
 
 import pytest
-from pilotbed.lab.reach import host
-from support import GRID, as_user, ok, until, write
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, as_user, ok, until, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"

@@ -5,7 +5,8 @@ import os
 import subprocess
 
 import pytest
-from support import CHECKOUT, HOLD
+from pilotbed_suite import CHECKOUT
+from pilotbed_suite.support import HOLD
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pytest
-from pilotbed.lab.reach import host
-from support import (
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import (
     HOLD,
     HandPilot,
     arguments,

@@ -19,8 +19,9 @@ import subprocess
 from contextlib import ExitStack
 
 import pytest
-from pilotbed.lab.reach import host
-from support import CHECKOUT, as_user, edited, ok, until, work_dirs, write
+from pilotbed_suite import CHECKOUT
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import as_user, edited, ok, until, work_dirs, write
 
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"
 

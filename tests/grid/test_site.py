@@ -10,8 +10,9 @@ import re
 import subprocess
 
 import pytest
-from pilotbed.lab.reach import host
-from support import CHECKOUT, GRID, HOLD, as_user, ok, until, work_dirs, write
+from pilotbed_suite import CHECKOUT
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, work_dirs, write
 
 #: Computes for 30 s in three processes, one of them without a parent; all have done so when it holds once more.
 BURN = f"""#!/usr/bin/python3

@@ -2,7 +2,7 @@
 
 import json
 
-from support import ok
+from pilotbed_suite.support import ok
 
 PACK = """
 import io, json, sys, tarfile

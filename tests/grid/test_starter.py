@@ -4,7 +4,7 @@
 """
 
 import pytest
-from support import HOLD, HandPilot, arguments, as_user, edited, worker_with_a_pilot
+from pilotbed_suite.support import HOLD, HandPilot, arguments, as_user, edited, worker_with_a_pilot
 
 #: The first time it waits to be told to go, and leaves word; the second time it finds that.
 POLITE = f"""#!/bin/sh

@@ -10,8 +10,8 @@ the first, with one for the second. With the byte put back the same pilot goes o
 import re
 
 import pytest
-from pilotbed.lab.reach import host
-from support import HandPilot, arguments, edited, ok, until, worker_with_a_pilot
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import HandPilot, arguments, edited, ok, until, worker_with_a_pilot
 
 #: The first script of the factory's that a pilot fetches and runs.
 VICTIM = "validate_node"

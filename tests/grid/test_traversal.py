@@ -13,8 +13,8 @@ import json
 import re
 
 import pytest
-from pilotbed.lab.reach import host
-from support import ok, until
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import ok, until
 
 TABLE = "inet pilotbed_test"
 

@@ -11,9 +11,9 @@ own output, the worker's log, the relay's and the broker's counters, Squid's acc
 import re
 
 import pytest
-from pilotbed.lab import walk
-from pilotbed.lab.reach import host
-from support import ok, until, work_dirs
+from pilotbed_suite import walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import ok, until, work_dirs
 
 SCRIPT = walk.JOB + """
 openssl x509 -in "$X509_USER_PROXY" -noout -pubkey

@@ -1,10 +1,10 @@
-"""The lab's life: boot, crash, snapshot, another checkout's lab, what a dead one leaves behind.
+"""The life of a lab, and of several on one host: boot, crash, snapshot, reboot, what a dead one leaves behind.
 
-Two nodes in a lab of their own, beside whatever lab runs on this host: same code, other names and directories.
+Two nodes in a lab of their own, beside whatever labs live on this host:
 
-    checkout A ── pbtest-a 10.79.0.10 ──┐
-                                        ├── bridge in network namespace pbtest
-                  pbtest-b 10.79.0.11 ──┘
+    pbtest-a 10.79.0.10 ──┐
+                          ├── bridge in the lab's own switch namespace
+    pbtest-b 10.79.0.11 ──┘
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pilotbed.lab import LabError, image, nodes, topology
+from pilotbed_lab import LabError, cgroups, image, nodes, topology
+from pilotbed_suite import CHECKOUT, local
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 NAMES = ("pbtest-a", "pbtest-b")
+#: The second node's sshd says what it is, asked from the first.
+KNOCK = "curl --silent --max-time 5 telnet://10.79.0.11:22 < /dev/null | head -c 3"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nodes are made by root")
 
@@ -31,14 +34,7 @@ def built() -> Path:
     return image.build(CHECKOUT, CHECKOUT / "var/log/image.log")
 
 
-@pytest.fixture
-def lab(built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[nodes.Lab]:
-    state = Path("/var/lib/pilotbed/pbtest")
-    monkeypatch.setattr(nodes, "STATE", state)
-    monkeypatch.setattr(nodes, "SNAPSHOTS", state / "snapshots")
-    monkeypatch.setattr(nodes, "RUN", Path("/run/pilotbed/pbtest"))
-    monkeypatch.setattr(nodes, "SWITCH", "pbtest")
-    nodes.clear()
+def grid() -> topology.Topology:
     hosts = {
         name: {
             "grid_networks": {"wan": {"cidr": "10.79.0.0/24"}},
@@ -48,16 +44,42 @@ def lab(built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[nodes.Lab]:
         }
         for index, name in enumerate(NAMES)
     }
-    grid = topology.parse({"_meta": {"hostvars": hosts}, "site_storage": {"hosts": list(NAMES)}})
-    yield nodes.Lab(CHECKOUT, grid, built, said.append)
-    nodes.clear()
+    return topology.parse({"_meta": {"hostvars": hosts}, "site_storage": {"hosts": list(NAMES)}})
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout that has this one's image and no lab yet."""
+    (tmp_path / "checkout").mkdir()
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def lab(built: Path, checkout: Path) -> Iterator[nodes.Lab]:
+    made = nodes.Lab(checkout, grid(), built, said.append, "one")
+    yield made
+    made.clear()
+
+
+@pytest.fixture
+def other(built: Path, checkout: Path) -> Iterator[nodes.Lab]:
+    """A second lab of the same checkout."""
+    made = nodes.Lab(checkout, grid(), built, said.append, "two")
+    yield made
+    made.clear()
 
 
 said: list[str] = []
 
 
-def run(name: str, command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(nodes.enter(name, "sh", "-c", command), capture_output=True, text=True, check=False)
+def run(lab: nodes.Lab, name: str, command: str) -> subprocess.CompletedProcess[str]:
+    entered = local.enter(name, "sh", "-c", command, lab=lab.state)
+    return subprocess.run(entered, capture_output=True, text=True, check=False)
+
+
+def alive(lab: nodes.Lab) -> list[str]:
+    """Return the nodes whose systemd answers."""
+    return [name for name in lab.running() if run(lab, name, "systemctl is-system-running --wait").stdout.strip()]
 
 
 def wait(what: str, condition: object, seconds: float = 15) -> None:
@@ -72,11 +94,11 @@ def wait(what: str, condition: object, seconds: float = 15) -> None:
 
 def test_nodes_boot_and_reach_each_other_and_share_a_directory(lab: nodes.Lab) -> None:
     assert sorted(lab.up()) == list(NAMES)
-    assert run(NAMES[0], "systemctl is-system-running --wait").stdout.strip() == "running"
-    assert run(NAMES[0], "hostname -f").stdout.strip() == f"{NAMES[0]}.lab.test"
-    assert run(NAMES[0], "curl --silent --max-time 5 telnet://10.79.0.11:22 < /dev/null | head -c 3").stdout == "SSH"
-    run(NAMES[0], "echo shared > /srv/site/file")
-    assert run(NAMES[1], "cat /srv/site/file").stdout == "shared\n"
+    assert run(lab, NAMES[0], "systemctl is-system-running --wait").stdout.strip() == "running"
+    assert run(lab, NAMES[0], "hostname -f").stdout.strip() == f"{NAMES[0]}.lab.test"
+    assert run(lab, NAMES[0], KNOCK).stdout == "SSH"
+    run(lab, NAMES[0], "echo shared > /srv/site/file")
+    assert run(lab, NAMES[1], "cat /srv/site/file").stdout == "shared\n"
     assert lab.up() == [], "what runs is left alone"
 
 
@@ -94,30 +116,30 @@ def test_the_hosts_network_does_not_change(lab: nodes.Lab) -> None:
 @pytest.mark.parametrize("victim", ["init", "nspawn"])
 def test_a_killed_node_boots_again_with_its_disk(lab: nodes.Lab, victim: str) -> None:
     lab.up()
-    run(NAMES[0], "echo kept > /root/file; sync")
-    leader = nodes.leader(NAMES[0])
+    run(lab, NAMES[0], "echo kept > /root/file; sync")
+    leader = local.leader(NAMES[0], lab.state)
     assert leader is not None
     status = Path(f"/proc/{leader}/status").read_text()
     parent = int(next(line for line in status.splitlines() if line.startswith("PPid")).split()[1])
     os.kill(leader if victim == "init" else parent, signal.SIGKILL)
     if victim == "init":
-        wait("the node is down", lambda: nodes.leader(NAMES[0]) is None)
+        wait("the node is down", lambda: local.leader(NAMES[0], lab.state) is None)
         assert lab.up() == [NAMES[0]]
     else:
         lab.stop(kill=True)
         assert sorted(lab.up()) == list(NAMES)
-    assert run(NAMES[0], "cat /root/file").stdout == "kept\n"
+    assert run(lab, NAMES[0], "cat /root/file").stdout == "kept\n"
 
 
 def test_restore_brings_back_what_the_snapshot_kept(lab: nodes.Lab) -> None:
     lab.up()
-    run(NAMES[0], "echo before > /root/file; echo before > /srv/site/file; sync")
+    run(lab, NAMES[0], "echo before > /root/file; echo before > /srv/site/file; sync")
     lab.snapshot("lesson")
-    run(NAMES[0], "echo after > /root/file; rm /srv/site/file; echo more > /root/more; sync")
+    run(lab, NAMES[0], "echo after > /root/file; rm /srv/site/file; echo more > /root/more; sync")
     lab.restore("lesson")
-    assert run(NAMES[0], "cat /root/file /srv/site/file; ls /root/more").stdout == "before\nbefore\n"
+    assert run(lab, NAMES[0], "cat /root/file /srv/site/file; ls /root/more").stdout == "before\nbefore\n"
     lab.restore("lesson")
-    assert run(NAMES[1], "cat /srv/site/file").stdout == "before\n", "a snapshot can be restored twice"
+    assert run(lab, NAMES[1], "cat /srv/site/file").stdout == "before\n", "a snapshot can be restored twice"
 
 
 def test_snapshots_refuse_bad_names(lab: nodes.Lab) -> None:
@@ -132,45 +154,93 @@ def test_snapshots_refuse_bad_names(lab: nodes.Lab) -> None:
         lab.snapshot("one")
 
 
-def test_another_checkouts_living_lab_is_not_touched(lab: nodes.Lab, tmp_path: Path) -> None:
-    lab.up()
-    other = nodes.Lab(tmp_path, lab.topology, lab.image, said.append)
-    with pytest.raises(LabError, match=f"{CHECKOUT}.*make -C {CHECKOUT} destroy"):
-        other.up()
-    assert all(nodes.leader(name) for name in NAMES)
+def test_labs_live_beside_each_other_with_the_same_addresses(lab: nodes.Lab, other: nodes.Lab) -> None:
+    assert sorted(lab.up()) == sorted(other.up()) == list(NAMES)
+    for here in (lab, other):
+        run(here, NAMES[0], f"echo {here.key} > /root/file; echo {here.key} > /srv/site/file")
+    for here in (lab, other):
+        assert run(here, NAMES[0], "cat /root/file; cat /srv/site/file").stdout.split() == [here.key] * 2
+        assert run(here, NAMES[1], "cat /srv/site/file").stdout.strip() == here.key
+        assert run(here, NAMES[0], KNOCK).stdout == "SSH"
 
 
-def test_another_checkouts_dead_lab_is_cleared(lab: nodes.Lab, tmp_path: Path) -> None:
+def test_another_checkout_has_a_lab_of_the_same_name(lab: nodes.Lab, built: Path, tmp_path: Path) -> None:
+    theirs = nodes.Lab(tmp_path, grid(), built, said.append, lab.name)
     lab.up()
-    run(NAMES[0], "echo theirs > /root/file; sync")
-    for name in NAMES:
-        leader = nodes.leader(name)
-        assert leader is not None
-        os.kill(leader, signal.SIGKILL)
-    wait("the nodes are down", lambda: not nodes.running())
-    other = nodes.Lab(tmp_path, lab.topology, lab.image, said.append)
-    assert sorted(other.up()) == list(NAMES)
-    assert run(NAMES[0], "ls /root/file").returncode != 0, "a disk of the dead lab"
+    try:
+        assert theirs.running() == []
+        theirs.up()
+        assert alive(lab) == alive(theirs) == list(NAMES)
+    finally:
+        theirs.clear()
+    assert alive(lab) == list(NAMES)
+
+
+def test_destroying_one_lab_leaves_another_alone_that_is_being_booted(lab: nodes.Lab, other: nodes.Lab) -> None:
+    """Three times, as the two meet at another place each time."""
+    other.up()
+    for _ in range(3):
+        failures: list[Exception] = []
+
+        def boot(failures: list[Exception] = failures) -> None:
+            try:
+                lab.up()
+            except Exception as error:
+                failures.append(error)
+
+        booting = threading.Thread(target=boot)
+        booting.start()
+        other.clear()
+        booting.join()
+        assert failures == []
+        assert alive(lab) == list(NAMES)
+        assert other.left() == []
+        booting = threading.Thread(target=other.up)
+        booting.start()
+        lab.clear()
+        booting.join()
+        assert alive(other) == list(NAMES)
+        assert lab.left() == []
+
+
+def test_the_lab_of_a_checkout_that_is_gone_is_cleared(
+    lab: nodes.Lab, other: nodes.Lab, built: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    theirs = nodes.Lab(gone, grid(), built, said.append, "theirs")
+    theirs.up()
+    other.up()
+    subprocess.run(["rm", "-r", gone], check=True)
+    lab.up()
+    assert theirs.left() == []
+    assert alive(lab) == alive(other) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", ["", "a-b", "Lab", "1", "averylongname", "../x", "a b"])
+def test_a_name_that_no_lab_can_have_is_refused(name: str, checkout: Path) -> None:
+    with pytest.raises(LabError, match="is no name for a lab"):
+        nodes.Lab(checkout, name=name)
 
 
 def test_after_a_reboot_the_nodes_boot_again_from_disk(lab: nodes.Lab) -> None:
     lab.up()
-    run(NAMES[0], "echo kept > /root/file; sync")
-    record = json.loads((nodes.STATE / "lab.json").read_text())
+    run(lab, NAMES[0], "echo kept > /root/file; sync")
+    record = json.loads((lab.state / "lab.json").read_text())
     lab.stop(kill=True)
-    (nodes.STATE / "lab.json").write_text(json.dumps(record | {"boot_id": "another"}))
+    (lab.state / "lab.json").write_text(json.dumps(record | {"boot_id": "another"}))
     assert sorted(lab.up()) == list(NAMES)
-    assert run(NAMES[0], "cat /root/file").stdout == "kept\n"
+    assert run(lab, NAMES[0], "cat /root/file").stdout == "kept\n"
 
 
 def test_a_boot_that_was_cut_off_is_made_good(lab: nodes.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(nodes, "_start_process", _fail)
-        broken.setattr(nodes, "_start_unit", _fail)
+        broken.setattr(nodes.Lab, "_start_process", _fail)
+        broken.setattr(nodes.Lab, "_start_unit", _fail)
         with pytest.raises(LabError, match="cut off"):
             lab.up()
     assert sorted(lab.up()) == list(NAMES)
-    assert run(NAMES[1], "true").returncode == 0
+    assert run(lab, NAMES[1], "true").returncode == 0
 
 
 def _fail(*_: object) -> int:
@@ -179,14 +249,15 @@ def _fail(*_: object) -> int:
 
 def test_destroy_leaves_nothing(lab: nodes.Lab) -> None:
     lab.up()
-    run(NAMES[0], "setsid sleep 1000 > /dev/null 2>&1 &")
-    nodes.clear()
-    assert nodes.leftovers() == []
-    mounts = Path("/proc/self/mounts").read_text()
-    assert "pbtest" not in mounts
+    assert (lab.checkout / "var/labs" / lab.name).resolve() == lab.state
+    run(lab, NAMES[0], "setsid sleep 1000 > /dev/null 2>&1 &")
+    lab.clear()
+    assert lab.left() == []
+    assert not list((lab.checkout / "var/labs").iterdir())
+    assert lab.key not in Path("/proc/self/mounts").read_text()
     processes = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
-    alive = [line for line in processes.splitlines() if "pbtest" in line and not line.startswith("Z")]
-    assert alive == []
-    assert not list(Path("/run/netns").glob("pbtest*"))
-    for hierarchy in nodes.hierarchies():
-        assert not (hierarchy / "pbtest").exists()
+    assert [line for line in processes.splitlines() if lab.key in line and not line.startswith("Z")] == []
+    assert not list(Path("/run/netns").glob(f"*{lab.key}*"))
+    assert not list(Path("/run/systemd/nspawn").glob(f"*{lab.key}*"))
+    for hierarchy in cgroups.hierarchies():
+        assert not (hierarchy / cgroups.TOP / lab.key).exists()

@@ -10,7 +10,7 @@ way; everything else is as users find it.
 
 import pytest
 from matrix import Ways
-from support import GRID
+from pilotbed_suite.support import GRID
 
 
 def pytest_collection_modifyitems(items):

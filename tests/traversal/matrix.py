@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pilotbed.factory.config import TRAVERSALS
-from pilotbed.lab import document, walk
-from pilotbed.lab.reach import host
-from support import CHECKOUT, GRID, SESSIONS, HandPilot, Job, Jobs, Site, arguments, as_user, ok, with_parameters
+from pilotbed_bench import document
+from pilotbed_suite import CHECKOUT, walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, SESSIONS, HandPilot, Job, Jobs, Site, arguments, as_user, ok, with_parameters
 from testinfra.host import Host
 
 MEGABYTES = 50

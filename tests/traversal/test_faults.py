@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from matrix import MEGABYTES, dropped, status
-from pilotbed.lab import walk
-from pilotbed.lab.reach import host
-from support import GRID, HOLD, HandPilot, Job, Jobs, Site, as_user, ok, processes, until
+from pilotbed_suite import walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, HOLD, HandPilot, Job, Jobs, Site, as_user, ok, processes, until
 from testinfra.host import Host
 
 SCRIPT = f"""#!/bin/sh

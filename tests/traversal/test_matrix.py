@@ -29,9 +29,10 @@ from matrix import (
     table,
 )
 from pilotbed.factory.config import TRAVERSALS
-from pilotbed.lab import document
-from pilotbed.lab.reach import host
-from support import CHECKOUT, GRID, ok
+from pilotbed_bench import document
+from pilotbed_suite import CHECKOUT
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, ok
 
 #: The relay's border mode belongs to the way `relay`: the other ways have to do without it at a sealed site.
 BORDERED = ("relay",)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 from matrix import SUBMITS, join_schedd, status, submit_of, worker_of
-from pilotbed.lab import walk
-from pilotbed.lab.reach import host
-from support import GRID, HOLD, as_user, frontend_stage, ok, processes, until, without_glexec
+from pilotbed_suite import walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, HOLD, as_user, frontend_stage, ok, processes, until, without_glexec
 
 SCRIPT = f"""#!/bin/sh
 echo "said on $(hostname)"

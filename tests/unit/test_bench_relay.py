@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import pytest
-from pilotbed.lab.bench_load import quantile, spread
-from pilotbed.lab.bench_relay import aims, levels, median, per_gigabyte, pick, tables
-from pilotbed.lab.bench_ways import LEVELS, STREAMS_PER_AGENT, cpu_of, streams_each
+from pilotbed_bench.relay.comparison import aims, levels, median, per_gigabyte, pick, tables
+from pilotbed_bench.relay.load import quantile, spread
+from pilotbed_bench.relay.ways import LEVELS, STREAMS_PER_AGENT, cpu_of, streams_each
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0, 1), (0.5, 50), (0.99, 99), (1, 100)])

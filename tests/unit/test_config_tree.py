@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import grp
 import importlib.util
 import json
 import os
 import pwd
+import re
 import stat
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +17,11 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "plugins/modules/config_tree.py"
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def load() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("config_tree", PROGRAM)
+def load(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location("config_tree", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -27,7 +29,7 @@ def load() -> ModuleType:
     return module
 
 
-config_tree = load()
+config_tree = load(CHECKOUT / "plugins/modules/config_tree.py")
 OWNER = pwd.getpwuid(os.geteuid()).pw_name
 GROUP = grp.getgrgid(os.getegid()).gr_name
 SECRET = "correct horse battery staple"
@@ -112,14 +114,101 @@ def test_what_must_not_exist_is_removed_once(tmp_path: Path) -> None:
     assert not apply({path: entry(None)})["changed"]
 
 
-def test_a_service_hands_on_more_of_the_package_than_its_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config_tree, "PACKAGE", tmp_path)
-    for name in ("a.py", "glidein/startup.sh", "__pycache__/a.cpython-313.pyc"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert {path.name for path in config_tree._package()} == {"a.py", "startup.sh"}
+# -- which files of our package a unit is restarted for
+
+
+def load_action() -> ModuleType:
+    return load(CHECKOUT / "plugins/action/config_tree.py")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package like ours."""
+    files = {
+        "pilotbed/__init__.py": "",
+        "pilotbed/settings.py": "import json",
+        "pilotbed/x509/__init__.py": "from .names import slash",
+        "pilotbed/x509/names.py": "",
+        "pilotbed/relay/__init__.py": "",
+        "pilotbed/relay/server.py": "from .. import settings\nfrom pilotbed.x509 import slash\nfrom . import protocol",
+        "pilotbed/relay/protocol.py": "def later():\n    import pilotbed.pool",
+        "pilotbed/relay/agent.py": "import pilotbed.relay.protocol",
+        "pilotbed/pool.py": "",
+        "pilotbed/glexec/__init__.py": "",
+        "pilotbed/glexec/root.py": "from pilotbed import settings",
+        "pilotbed/glidein/__init__.py": "",
+        "pilotbed/glidein/build.py": "",
+        "pilotbed/glidein/startup.sh": "",
+        "pilotbed/glidein/files/check.sh": "",
+        "pilotbed/glidein/inner/__init__.py": "",
+        "pilotbed/glidein/inner/other.sh": "",
+        "pilotbed/glidein/__pycache__/build.cpython-313.pyc": "",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def test_a_program_stands_for_all_that_it_imports(package: Path) -> None:
+    imports = load_action().Imports(package)
+    script = "import sys\nsys.path.insert(0, 'x')\nfrom pilotbed.relay.server import main\nsys.exit(main())\n"
+    assert imports.closure(imports.of_program(script, "relay")) == [
+        f"pilotbed/{name}" for name in (
+            "__init__.py", "pool.py", "relay/__init__.py", "relay/protocol.py", "relay/server.py", "settings.py",
+            "x509/__init__.py", "x509/names.py",
+        )
+    ]  # fmt: skip
+
+
+def test_a_package_hands_on_its_files_that_are_no_modules(package: Path) -> None:
+    assert load_action().Imports(package).closure({"pilotbed.glidein.build"}) == [
+        f"pilotbed/{name}" for name in ("__init__.py", "glidein/__init__.py", "glidein/build.py",
+                                        "glidein/files/check.sh", "glidein/startup.sh")
+    ]  # fmt: skip
+
+
+SERVICES = {
+    "factory": "pilotbed-factory.service", "frontend": "pilotbed-frontend.service", "relay": "pilotbed-relay.service",
+    "border": "pilotbed-border.service", "relay_agent": "pilotbed-relay-agent.service",
+    "mapping_service": "pilotbed-mapping.service",
+}  # fmt: skip
+
+
+@functools.cache
+def programs(role: str) -> list[str]:
+    """Return the files of our package that the unit of a role is restarted for."""
+    unit = f"/etc/systemd/system/{SERVICES[role]}"
+    template = (CHECKOUT / f"roles/{role}/templates{unit}.j2").read_text()
+    files = {unit: entry(re.sub(r"{[{%].*?[}%]}", " ", template))}
+    found: dict[str, list[str]] = load_action().ActionModule._programs(CHECKOUT / "roles", files, [SERVICES[role]])
+    return [path.removeprefix("/usr/lib/pilotbed/pilotbed/") for path in found[SERVICES[role]]]
+
+
+def test_every_unit_that_runs_our_package_is_known_here() -> None:
+    texts = {path: path.read_text() for path in CHECKOUT.glob("roles/*/*/**/systemd/system/pilotbed-*.service*")}
+    ours = {path.name.removesuffix(".j2") for path, text in texts.items() if "Type=oneshot" not in text}
+    assert ours == set(SERVICES.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "restarted"),
+    [
+        ("glexec/root.py", set()),
+        ("relay/server.py", {"relay"}),
+        ("relay/agent.py", {"relay_agent"}),
+        ("mapping/app.py", {"mapping_service"}),
+        ("factory/decisions.py", {"factory"}),
+        ("glidein/glidein_startup.sh", {"factory", "frontend"}),
+    ],
+)
+def test_a_service_is_restarted_for_what_it_imports_alone(changed: str, restarted: set[str]) -> None:
+    assert {role for role in SERVICES if changed in programs(role)} == restarted
+
+
+def test_no_bench_and_no_lab_is_installed() -> None:
+    installed = {path.name for path in (CHECKOUT / "services/src/pilotbed").iterdir()}
+    assert not {"lab", "bench", "suite"} & installed
 
 
 @pytest.mark.parametrize("dangling", [False, True])

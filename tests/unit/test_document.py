@@ -1,8 +1,8 @@
 """Figures of a run in the project's documents."""
 
 import pytest
-from pilotbed.lab import LabError
-from pilotbed.lab.document import publish, table
+from pilotbed_bench.document import publish, table
+from pilotbed_lab import LabError
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pilotbed.lab import LabError, preflight
+from pilotbed_lab import LabError, preflight
 
 Usage = collections.namedtuple("Usage", "total used free")
 

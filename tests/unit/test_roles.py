@@ -94,13 +94,29 @@ def test_site_yml_imports_every_layer() -> None:
     assert read(CHECKOUT / "playbooks/site.yml")[0]["ansible.builtin.import_playbook"] == "validate.yml"
 
 
-def test_ports_are_exported_by_roles_that_are_groups() -> None:
-    exports = read(CHECKOUT / "inventory/common/group_vars/all/firewall.yml")["grid_firewall"]
-    assert set(exports) <= set(groups())
-    for role, ports in exports.items():
-        for port in ports:
-            assert set(port) == {"port", "proto", "from"}, role
-            assert port["from"] in {"any", "site"}, role
+EXPORTS = sorted(CHECKOUT.glob("inventory/common/group_vars/*.yml"))
+
+
+@pytest.mark.parametrize("path", EXPORTS, ids=lambda path: path.stem)
+def test_a_group_exports_under_its_own_name(path: Path) -> None:
+    assert path.stem in groups()
+    exports = read(path)
+    assert all(name.startswith(f"{path.stem}_") for name in exports)
+    for port in exports.get(f"{path.stem}_firewall", []):
+        assert set(port) == {"port", "proto", "from"}
+        assert port["from"] in {"any", "site"}
+    assert set(exports.get(f"{path.stem}_logs", {})) <= {"units", "files", "identifiers"}
+
+
+def test_every_service_says_where_its_logs_are() -> None:
+    """`make logs` shows those of a node's groups, and of no other."""
+    without = {group for group in groups() if f"{group}_logs" not in exported(group)}
+    assert without == {"site_storage"}, "its mount has no daemon of its own"
+
+
+def exported(group: str) -> dict[str, Any]:
+    path = CHECKOUT / f"inventory/common/group_vars/{group}.yml"
+    return dict(read(path)) if path.exists() else {}
 
 
 @pytest.mark.parametrize("path", sorted(CHECKOUT.glob("inventory/*/hosts.yml")), ids=lambda path: path.parent.name)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pilotbed.lab import LabError
-from pilotbed.lab.topology import Node, parse
+from pilotbed_lab import LabError
+from pilotbed_lab.topology import Node, parse
 
 NETWORKS = {
     "wan": {"cidr": "10.70.0.0/24", "routes": {"10.72.0.0/24": "10.70.0.3"}},

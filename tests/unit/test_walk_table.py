@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from pilotbed.lab.walk import STAGES, Trace, problems, table
+from pilotbed_suite.walk import STAGES, Trace, problems, table
 
 
 def trace(user: str, account: str) -> Trace:

@@ -1,0 +1,1 @@
+"""Benches: one folder each; `run` measures, `document` writes the tables into the pages."""

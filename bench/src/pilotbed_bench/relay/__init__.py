@@ -1,0 +1,1 @@
+"""The relay beside other ways through a firewall."""

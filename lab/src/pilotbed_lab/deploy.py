@@ -1,0 +1,83 @@
+"""From nothing to a grid: boot the nodes of a lab, and run the playbooks on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from pilotbed_suite import CHECKOUT, lab_name, record
+
+from . import LabError, image, nodes, preflight, topology
+
+
+def lab() -> nodes.Lab:
+    """Return the lab that is meant, with what the inventory says of it.
+
+    Raises:
+        LabError: the inventory cannot be read or contradicts itself.
+    """
+    return nodes.Lab(CHECKOUT, topology.load(), image.path_of(CHECKOUT), name=lab_name())
+
+
+def boot() -> list[str]:
+    """Boot every node that does not run, on an image that is built if there is none; return their names.
+
+    Raises:
+        LabError: the inventory or the host cannot work, the image cannot be built, or a node does not boot.
+    """
+    found = lab()
+    playbook("playbooks/validate.yml")
+    preflight.check()
+    if not image.path_of(CHECKOUT).is_dir():
+        print("  building the node image, once; var/log/image.log grows meanwhile", flush=True)
+        begun = time.monotonic()
+        image.build(CHECKOUT, CHECKOUT / "var/log/image.log")
+        _say("node image", begun)
+    begun = time.monotonic()
+    booted = found.up()
+    _say(f"nodes: {len(booted)} booted, {len(found.topology.nodes) - len(booted)} running", begun)
+    return booted
+
+
+def up() -> None:
+    """Boot the nodes and deploy the grid on them, whatever of it is there already.
+
+    Raises:
+        LabError: as for `boot`, or a step failed.
+    """
+    started = time.monotonic()
+    boot()
+    playbook("playbooks/site.yml", "--skip-tags", "validate")
+    _say("the grid stands", started)
+
+
+def playbook(path: str, *arguments: str) -> None:
+    """Run a playbook of the checkout; its progress goes to the screen.
+
+    Raises:
+        LabError: it failed; the callback has said where and why.
+    """
+    site_log = record("log/site.log")
+    site_log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ, "LAB": lab_name(), "PILOTBED_LOG": str(site_log),
+        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(record("facts")),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        ["ansible-playbook", path, *arguments], cwd=CHECKOUT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    with open(site_log, "a") as log:
+        for line in process.stderr:
+            log.write(line)
+            # Warnings (a host and a group may share a name here: group = role) go to the log, errors to the screen.
+            if not line.startswith("[WARNING]"):
+                sys.stderr.write(line)
+    if process.wait():
+        raise LabError(f"{path} failed")
+
+
+def _say(what: str, since: float) -> None:
+    print(f"  {what:<58} {time.monotonic() - since:6.1f} s", flush=True)

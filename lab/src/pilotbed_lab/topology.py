@@ -1,0 +1,142 @@
+"""From the inventory to nodes and networks: what the lab has to stand up. No I/O but reading the inventory."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pilotbed_suite import inventory
+
+from . import LabError
+
+#: Hardly more than a host name's rule; the length keeps interface names within the kernel's 15 characters.
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A bridge of the lab.
+
+    Attributes:
+        name: the network's name in the inventory.
+        cidr: its address range.
+        routes: destination (CIDR or ``default``) to gateway, for every node in it.
+    """
+
+    name: str
+    cidr: ipaddress.IPv4Network
+    routes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the lab.
+
+    Attributes:
+        name: the inventory's name of the host.
+        addresses: (network, address) of each interface, the primary one first.
+        routes: (destination, gateway) pairs.
+        site: name of the site whose shared directory is bound into the node, or "".
+    """
+
+    name: str
+    addresses: tuple[tuple[str, str], ...]
+    routes: tuple[tuple[str, str], ...]
+    site: str
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Everything the lab has to stand up."""
+
+    domain: str
+    networks: tuple[Network, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of sites that share a directory between nodes."""
+        return tuple(sorted({node.site for node in self.nodes if node.site}))
+
+    def node(self, name: str) -> Node:
+        """Return the node called ``name``.
+
+        Raises:
+            LabError: there is no such node.
+        """
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise LabError(f"there is no node {name!r}; the inventory has {', '.join(n.name for n in self.nodes)}")
+
+
+def load() -> Topology:
+    """Return the topology of the inventory that the checkout's ansible.cfg names, or the variable ANSIBLE_INVENTORY.
+
+    Raises:
+        GridError: the inventory cannot be read, or contradicts itself.
+    """
+    return parse(inventory.load().content)
+
+
+def parse(listed: Mapping[str, Any]) -> Topology:
+    """Return the topology that an inventory (the JSON of ``ansible-inventory --list``) describes.
+
+    Raises:
+        LabError: a host in no network, an address twice or outside its network, a name that no host can have, …
+    """
+    hosts: Mapping[str, Mapping[str, Any]] = listed["_meta"]["hostvars"]
+    if not hosts:
+        raise LabError("the inventory has no hosts")
+    first = next(iter(hosts.values()))
+    networks: dict[str, Network] = {}
+    for name, value in first.get("grid_networks", {}).items():
+        try:
+            cidr = ipaddress.IPv4Network(value["cidr"])
+        except (KeyError, ValueError) as error:
+            raise LabError(f"grid_networks.{name}.cidr is not an IPv4 network such as 10.70.0.0/24: {error}") from None
+        networks[name] = Network(name, cidr, tuple(sorted(value.get("routes", {}).items())))
+    if not networks:
+        raise LabError("grid_networks is missing: state the lab's networks in the inventory's group_vars/all.yml")
+
+    nodes: list[Node] = []
+    owner: dict[str, str] = {}
+    storage = set(inventory.Inventory(listed).names("site_storage"))
+    for name, host in hosts.items():
+        if not NAME.fullmatch(name):
+            raise LabError(f"{name!r} is no name for a host: lower case letters, digits and -, at most 31 characters")
+        addresses = host.get("node_addresses") or {}
+        if not addresses:
+            raise LabError(f"host {name} is in no network: give it node_addresses, such as {{wan: 10.70.0.99}}")
+        for network, address in addresses.items():
+            if network not in networks:
+                raise LabError(f"host {name}: network {network!r} is not in grid_networks ({', '.join(networks)})")
+            try:
+                inside = ipaddress.IPv4Address(address) in networks[network].cidr
+            except ValueError:
+                raise LabError(f"host {name}: {address!r} is not an IPv4 address") from None
+            if not inside:
+                raise LabError(f"host {name}: {address} is outside network {network} ({networks[network].cidr})")
+            if address in owner:
+                raise LabError(f"hosts {owner[address]} and {name} have the same address {address}: change one")
+            owner[address] = name
+        routes = [
+            route
+            for network in addresses
+            for route in networks[network].routes
+            # A router is its own network's gateway, and reaches the others' through their routers.
+            if route[1] not in addresses.values() and not (route[0] == "default" and len(addresses) > 1)
+        ]
+        reached = {str(networks[network].cidr) for network in addresses}
+        nodes.append(
+            Node(
+                name,
+                tuple(addresses.items()),
+                tuple(sorted(route for route in set(routes) if route[0] not in reached)),
+                host.get("site_name", "") if name in storage else "",
+            )
+        )
+    return Topology(str(first.get("grid_domain", "")), tuple(networks.values()), tuple(nodes))

@@ -1,0 +1,32 @@
+"""What the tests of a grid, its lab and its benches share: the inventory, ways to its nodes, jobs, and the walk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: The project's directory: its ansible.cfg names inventory and roles.
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+#: Name of the lab that commands mean when nobody says another (the variable LAB).
+DEFAULT_LAB = "lab"
+
+
+class GridError(Exception):
+    """Something the user can mend; the message names the value and the remedy."""
+
+
+def lab_name() -> str:
+    """Return the name of the lab that is meant: the environment variable LAB, or ``lab``."""
+    return os.environ.get("LAB") or DEFAULT_LAB
+
+
+def record(name: str) -> Path:
+    """Return where this lab keeps what its commands say in the checkout's ``var``, such as ``log/site.log``.
+
+    Args:
+        name: path below ``var``; another lab than the default one has its own, ``log/site-NAME.log``.
+    """
+    path = CHECKOUT / "var" / name
+    lab = lab_name()
+    return path if lab == DEFAULT_LAB else path.with_name(f"{path.stem}-{lab}{path.suffix}")

@@ -1,0 +1,431 @@
+"""What the grid tests share: who is who in the inventory, polling, jobs, and pilots that are started by hand.
+
+Everything goes through a root shell on a node (`reach`: nsenter, or ssh with PILOTBED_CONNECTION=paramiko)
+or through what a user can do on a submit host, so that the tests run against any inventory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import pytest
+from pilotbed.glidein.arguments import encode
+from testinfra.host import Host
+
+from . import inventory, walk
+from .reach import host, service
+
+Found = TypeVar("Found")
+
+
+def until(what: str, look: Callable[[], Found], deadline: float = 60, every: float = 0.3) -> Found:
+    """Return the first true value of ``look``; fail when ``deadline`` (seconds) passes without one."""
+    end = time.monotonic() + deadline
+    while not (found := look()):
+        if time.monotonic() > end:
+            pytest.fail(f"not within {deadline:.0f} s: {what}; last seen: {found!r}")
+        time.sleep(every)
+    return found
+
+
+# -- who is who ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site by its nodes' names; ``cache`` is "" where there is none."""
+
+    name: str
+    cidr: str
+    flavour: str
+    traversal: str
+    router: str
+    router_address: str
+    ce: str
+    workers: tuple[str, ...]
+    cache: str
+
+    def slots(self, central: Host) -> list[dict[str, Any]]:
+        """Return the partitionable slots of this site's pilots, from the collector."""
+        wanted = f'MyType == "Machine" && GLIDEIN_Site == "{self.name}" && PartitionableSlot'
+        shown = central.run("condor_status -json -constraint %s", wanted).stdout
+        found: list[dict[str, Any]] = json.loads(shown or "[]")
+        return found
+
+
+class Grid:
+    """The inventory as the tests ask it: which node has which part."""
+
+    @property
+    def _inventory(self) -> inventory.Inventory:
+        return inventory.load()
+
+    def names(self, group: str) -> list[str]:
+        """Return the hosts of a group."""
+        return self._inventory.names(group)
+
+    def variable(self, name: str, node: str | None = None) -> Any:
+        """Return a plain variable of a node, or of any."""
+        return self._inventory.variable(name, node)
+
+    def addresses(self, node: str) -> dict[str, str]:
+        """Return a node's address in each of its networks, by the network's name."""
+        return dict(self.variable("node_addresses", node))
+
+    def node(self, group: str) -> Host:
+        """Return the first host of ``group``."""
+        return service(group)
+
+    def fqdn(self, node: str) -> str:
+        """Return a node's full name."""
+        return f"{node}.{self.variable('grid_domain')}"
+
+    @property
+    def vo(self) -> str:
+        """The VO's name."""
+        return str(self.variable("grid_vo"))
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """Every site that has a computing element."""
+        return [self._site(ce) for ce in self.names("ce_arc")]
+
+    def _site(self, ce: str) -> Site:
+        name, network = self.variable("site_name", ce), self.variable("site_network", ce)
+        here = set(self.names(f"site_{name}"))
+        router = next(node for node in self.names("site_router") if node in here)
+        outside = [address for other, address in self.addresses(router).items() if other != network]
+        return Site(
+            name=name,
+            cidr=self.variable("grid_networks")[network]["cidr"],
+            flavour=self.variable("site_router_flavour", ce),
+            traversal=self.variable("site_traversal", ce),
+            router=router,
+            router_address=outside[0],
+            ce=ce,
+            workers=tuple(node for node in self.names("worker") if node in here),
+            cache=next((node for node in self.names("web_cache") if node in here), ""),
+        )
+
+    def site(self, what: str, wanted: Callable[[Site], bool]) -> Site:
+        """Return the first site that is ``wanted``; the test is skipped where there is none."""
+        found = next((site for site in self.sites if wanted(site)), None)
+        return found or pytest.skip(f"this inventory has no site {what}")
+
+    def worker_of(self, ad: Mapping[str, Any]) -> Host:
+        """Return the worker that a slot's or a job's ad names."""
+        name = str(ad.get("GLIDEIN_Worker") or ad["MachineAttrGLIDEIN_Worker0"])
+        return host(next(node for node in self.names("worker") if name in (node, self.fqdn(node))))
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+def ok(node: Host, command: str, *args: str) -> str:
+    """Run a command that must succeed; return what it printed."""
+    done = node.run(command, *args)
+    assert done.rc == 0, f"{command % tuple(map(shlex.quote, args)) if args else command}: {done.stderr or done.stdout}"
+    return str(done.stdout)
+
+
+def as_user(node: Host, account: str, command: str) -> tuple[int, str]:
+    """Run a command as a user; return its exit code and all that it said."""
+    done = node.run("runuser --login %s --command %s", account, f"exec 2>&1; {command}")
+    return done.rc, str(done.stdout)
+
+
+def write(node: Host, path: str, content: str, owner: str = "root", mode: str = "0600") -> None:
+    """Write a file on a node."""
+    ok(
+        node, "install -m 0600 /dev/null %s && printf %%s %s > %s && chown %s %s && chmod %s %s",
+        path, content, path, owner, path, mode, path,
+    )  # fmt: skip
+
+
+@contextmanager
+def edited(node: Host, path: str, command: str, *args: str) -> Iterator[None]:
+    """Change a file on a node with a shell command (``$f`` is its path); it is put back, with its times, at the end."""
+    kept = f"{path}.pilotbed-test"
+    ok(node, "test ! -e %s || mv %s %s; cp -a %s %s", kept, kept, path, path, kept)
+    try:
+        ok(node, f"f=%s; {command}", path, *args)
+        yield
+    finally:
+        ok(node, "mv %s %s", kept, path)
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process on a node."""
+
+    pid: int
+    user: str
+    args: str
+
+
+def processes(node: Host) -> list[Process]:
+    """Return every process of a node."""
+    lines = (line.split(None, 2) for line in ok(node, "ps -ww -eo pid=,user:32=,args=").splitlines())
+    return [Process(int(line[0]), line[1], line[2]) for line in lines if len(line) == 3]
+
+
+#: In a script: wait there until the job is removed or killed, so that a test can see on the worker how far it came.
+HOLD = "@HOLD@"
+#: Of a site's ARC, on all its nodes: a directory for each pilot.
+SESSIONS = "/srv/site/arc-session"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job; ``name`` is the stem of its files in its owner's home."""
+
+    owner: str
+    id: str
+    name: str
+    node: Host
+
+    @property
+    def hold(self) -> str:
+        """What HOLD stands for in this job's script."""
+        return f"sleep 900.{self.name.rpartition('-')[2]}"
+
+    def ad(self) -> dict[str, Any]:
+        """Return the job's ad, from the queue or from history."""
+        return walk.job_ad(self.node, self.id)
+
+    def status(self) -> str:
+        """Return the job's state in a word."""
+        return walk.STATUS.get(int(self.ad().get("JobStatus", 0)), "unknown")
+
+    def read(self, suffix: str) -> str:
+        """Return one of the job's files (``out``, ``err``, ``log``), as far as it is there."""
+        return as_user(self.node, self.owner, f"cat {self.name}.{suffix} 2>/dev/null")[1]
+
+    def done(self, deadline: float = 180) -> dict[str, Any]:
+        """Wait for the job's end; return its ad."""
+        return walk.wait(self.node, {self.owner: self.id}, deadline)[self.owner]
+
+    def holds(self, site: Site, deadline: float = 120) -> tuple[Host, Process]:
+        """Wait until the payload has come to HOLD; return the worker and the process there."""
+
+        def look() -> tuple[Host, Process] | None:
+            # Unknown: while its schedd starts, there is a moment in which neither queue nor history has the job.
+            if self.status() not in ("idle", "running", "unknown"):
+                pytest.fail(f"job {self.id} does not wait, it is {self.status()}: {self.read('log')}")
+            for worker in map(host, site.workers):
+                if found := next((process for process in processes(worker) if process.args == self.hold), None):
+                    return worker, found
+            return None
+
+        found = until(f"{self.owner}'s job {self.id} has come to its HOLD", look, deadline)
+        assert found
+        return found
+
+    def remove(self) -> None:
+        """Remove the job from the queue, as its owner."""
+        as_user(self.node, self.owner, f"condor_rm {self.id}")
+
+
+class Jobs:
+    """Submits jobs and forgets none of them."""
+
+    _serial = itertools.count(1)
+
+    def __init__(self, node: Host) -> None:
+        self.node = node
+        self.submitted: list[Job] = []
+
+    def submit(self, owner: walk.Walker, site: Site, script: str = walk.JOB, extra: str = "", proxy: str = "") -> Job:
+        """Submit a job for a site.
+
+        Args:
+            owner: who submits, with which FQAN.
+            site: where it may run.
+            script: the payload; see HOLD.
+            extra: more lines of the submit file.
+            proxy: command instead of voms-proxy-init; ``true`` for the proxy that is there.
+        """
+        name = f"test-{int(time.time()) % 10**6}{next(self._serial):03}"
+        job = Job(owner.account, "", name, self.node)
+        text = walk.SUBMIT.format(name=name, sites=site.name, proxy=walk.proxy_of(self.node, owner.account))
+        described = text.replace("\nqueue\n", f"\n{extra.replace('@NAME@', name)}\nqueue\n")
+        steps = [
+            proxy or f"voms-proxy-init --quiet --voms {GRID.vo}:{owner.fqan}",
+            f"printf %s {shlex.quote(script.replace(HOLD, job.hold))} > {name}.sh",
+            f"chmod 755 {name}.sh",
+            f"printf %s {shlex.quote(described)} > {name}.sub",
+            f"condor_submit -terse {name}.sub",
+        ]
+        code, said = as_user(self.node, owner.account, " && ".join(steps))
+        assert code == 0, f"{owner.account} cannot submit: {said}"
+        job = replace(job, id=said.split()[-1])
+        self.submitted.append(job)
+        return job
+
+    def close(self) -> None:
+        """Remove what is left of the jobs: in the queue and in their owners' homes."""
+        for job in self.submitted:
+            if job.status() not in ("done", "removed"):
+                job.remove()
+            as_user(self.node, job.owner, f"rm -rf {job.name} {job.name}.*")
+
+
+# -- pilots by hand ------------------------------------------------------------------------------------------------
+
+
+def work_dirs(worker: Host) -> list[str]:
+    """Return the work directory of every pilot whose startd runs on ``worker``."""
+    found = worker.run(
+        "for pid in $(pgrep -x condor_startd); do "
+        "tr '\\0' '\\n' < /proc/$pid/environ | sed -n 's/^GLIDEIN_WORK_DIR=//p'; done"
+    )
+    return str(found.stdout).split()
+
+
+def worker_with_a_pilot(site: Site) -> Host:
+    """Return a worker of the site where one of the factory's pilots is, whose proxy can be borrowed."""
+    there = until(f"a pilot at {site.name}", lambda: [node for node in map(host, site.workers) if work_dirs(node)])
+    return there[0]
+
+
+def arguments(site: Site) -> dict[str, str]:
+    """Return the arguments of the factory's newest pilot at ``site``: option to value."""
+    factory = GRID.node("factory")
+    for tool in ("condor_q -allusers", "condor_history -limit 1"):
+        found = factory.run(f"{tool} -constraint %s -af Arguments", f'GlideinEntryName == "{site.name}"').stdout
+        if words := found.partition("\n")[0].split():
+            return dict(zip(words[::2], words[1::2], strict=True))
+    pytest.fail(f"the factory has never had a pilot at {site.name}")
+
+
+@dataclass
+class HandPilot:
+    """The start-up script, run as a unit on a worker by a pilot account that nobody else uses there.
+
+    Its proxy is that of a pilot of the factory's at the site: session directories are shared by the site's nodes.
+    """
+
+    worker: Host
+    options: Mapping[str, str]
+    directory: str = "/var/tmp/pilotbed-test"  # noqa: S108 (made anew, for its account alone)
+    unit: str = "pilotbed-test-pilot"
+    group: str = "glpilot"
+    account: str = field(init=False, default="")
+
+    def __enter__(self) -> HandPilot:
+        self._clear()
+        source = until("a pilot of the factory's is at the site", self._proxies)[0]
+        busy = {process.user for process in processes(self.worker)}
+        gid = ok(self.worker, "getent group %s", self.group).split(":")[2]
+        accounts = (line.split(":") for line in ok(self.worker, "getent passwd").splitlines())
+        self.account = next(entry[0] for entry in accounts if entry[3] == gid and entry[0] not in busy)
+        directory, proxy = self.directory, f"{self.directory}/proxy.pem"
+        ok(self.worker, "install -d -m 0711 -o %s %s && install -m 0600 -o %s %s %s",
+           self.account, directory, self.account, source, proxy)  # fmt: skip
+        words = [word for pair in self.options.items() for word in pair]
+        ok(
+            self.worker,
+            # exec: once it returns, the account is seen to be busy, and the next pilot takes another one
+            "systemd-run --quiet --service-type exec --unit %s --uid %s --gid %s --working-directory %s --setenv %s "
+            "--property StandardOutput=file:%s --property StandardError=file:%s --property TimeoutStopSec=20 "
+            f"/bin/bash /usr/lib/pilotbed/pilotbed/glidein/glidein_startup.sh {shlex.join(words)}",
+            self.unit, self.account, gid, directory, f"X509_USER_PROXY={proxy}", f"{directory}/out", f"{directory}/err",
+        )  # fmt: skip
+        return self
+
+    @cached_property
+    def name(self) -> str:
+        """The pilot's name with pool and relay; its slots are ``slotN@NAME@worker``."""
+        config = "find /tmp /var/tmp -maxdepth 2 -name glidein_config -user %s -newer %s -exec grep -h %s {} +"
+        named = "^GLIDEIN_Pilot_Name "
+
+        def named_or_dead() -> str:
+            told = str(self.worker.run(config, self.account, f"{self.directory}/proxy.pem", named).stdout)
+            if not told:
+                self.check()
+            return told
+
+        said = until(
+            "the pilot has a name",
+            named_or_dead,
+            30,
+        )
+        return str(said).split()[1]
+
+    def slots(self) -> list[dict[str, Any]]:
+        """Return its partitionable slots as the pool knows them; it remembers those of dead pilots, too."""
+        wanted = f'split(Name, "@")[1] == "{self.name}" && PartitionableSlot'
+        found = GRID.node("central_manager").run("condor_status -json -constraint %s", wanted).stdout
+        slots: list[dict[str, Any]] = json.loads(found or "[]")
+        return slots
+
+    def _proxies(self) -> list[str]:
+        return str(self.worker.run(f"ls -t {SESSIONS}/*/user.proxy").stdout).split()
+
+    def check(self) -> None:
+        """Fail with the pilot's own words if it has ended."""
+        if self.worker.run("systemctl is-active --quiet %s", self.unit).rc:
+            pytest.fail(f"the pilot that was started by hand has ended: {self.said()[-3000:]}")
+
+    def refusal(self) -> str:
+        """Return what the pilot says when it has ended its attempt."""
+        until("the pilot refuses", lambda: "with code 1 after" in self.said(), 40)
+        return self.said()
+
+    def said(self) -> str:
+        """Return what the pilot has written so far."""
+        return str(self.worker.run("cat %s %s", f"{self.directory}/out", f"{self.directory}/err").stdout)
+
+    def _clear(self) -> None:
+        self.worker.run("systemctl stop %s; systemctl reset-failed %s; rm -rf %s", self.unit, self.unit, self.directory)
+
+    def __exit__(self, *exception: object) -> None:
+        self._clear()
+
+
+def with_parameters(options: Mapping[str, str], **parameters: str) -> dict[str, str]:
+    """Return ``options`` with parameters of the pilot added or replaced."""
+    return {**options, **{f"-param_{name}": encode(value) for name, value in parameters.items()}}
+
+
+@contextmanager
+def frontend_stage(change: Callable[[str], str]) -> Iterator[dict[str, str]]:
+    """Make a stage area from the frontend's changed configuration; yield what a pilot must be told of it."""
+    frontend = GRID.node("frontend")
+    config = ok(frontend, "cat /etc/pilotbed/frontend-stage.toml")
+    web = re.search(r'^web = "(.*)"$', config, re.MULTILINE)[1]  # type: ignore[index]
+    group = re.search(r"^\[groups\.([\w-]+)", config, re.MULTILINE)[1]  # type: ignore[index]
+    root = "/var/lib/pilotbed/frontend/stage/test"
+    write(frontend, "/run/pilotbed-test.toml", change(config.replace(f'"{web}"', f'"{web}/test"')))
+    try:
+        ok(frontend, "mkdir -p %s && pilotbed-stage --config /run/pilotbed-test.toml --out %s", root, root)
+        manifest = json.loads(ok(frontend, "cat %s", f"{root}/manifest.json"))
+        main, part = manifest["main"], manifest["groups"][group]
+        yield {
+            "-clientweb": f"{web}/test", "-clientsign": main["sign"], "-clientdescript": main["descript"],
+            "-clientwebgroup": f"{web}/test/group_{group}", "-clientsigngroup": part["sign"],
+            "-clientdescriptgroup": part["descript"],
+        }  # fmt: skip
+    finally:
+        frontend.run("rm -rf %s /run/pilotbed-test.toml", root)
+
+
+def without_glexec(config: str) -> str:
+    """Return a frontend's configuration that has its pilots do without glexec."""
+    assert 'GLIDEIN_Glexec_Use = "REQUIRED"' in config
+    return config.replace('"REQUIRED"', '"NEVER"')
+
+
+GRID = Grid()
