@@ -381,6 +381,8 @@ TOML = """
 factory = "factory"
 glidein = "v1"
 collector = "factory:9618"
+[stage]
+web = "http://factory.grid.test/stage"
 [frontends.vo]
 identity = "frontend@grid.test"
 classes = ["pilot"]

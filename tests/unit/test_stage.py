@@ -231,6 +231,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     config.write_text('kind = "frontend"\nwbe = "http://f/stage"\n')
     assert main(arguments) == 1
     assert f"{config}: configuration: groups, pool, web is missing" in capsys.readouterr().err
+    config.write_text('kind = "factory"\nweb = "http://f/stage"\n[entries.alpha]\n')
+    assert main(arguments) == 1
+    assert "pilotbed-factory-stage" in capsys.readouterr().err
 
 
 # --- what is packed ---

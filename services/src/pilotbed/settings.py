@@ -59,6 +59,8 @@ def _table(schema: Any, data: Any, where: str) -> Any:
 
 def _value(hint: Any, value: Any, where: str) -> Any:  # one return for each kind of hint
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return _table(hint, value, where)
     if origin is types.UnionType and type(value) in arguments:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import FactoryName, Value, check_name
@@ -70,13 +71,14 @@ class Entry:
         relays: host:port of the relays' control ports; with ``relay`` among the ways, and only then.
         ccb_broker: host:port of the collector that pilots tunnel through; with ``ccb_tunnel``, and only then.
         glexec: GLEXEC_BIN, the site's gLExec; ``NONE`` if it has none.
-        attributes: published in the ad.
+        attributes: published in the ad, and given to the pilots.
         parameters: what a frontend may set, with its default.
         allow_frontends: SecurityNames, or ``NAME:CLASS``; empty for all.
         limits: how many pilots.
         max_walltime: seconds that the queue lets a pilot run.
         work_dir: where a pilot makes its work directory: the worker's own disk, not the session directory, which is
             shared with the CE. AUTO takes TMPDIR or /var/tmp; see glidein_startup.sh -dir for more.
+        files: further files for the pilots there, as in `Stage`.
     """
 
     gatekeeper: str
@@ -93,6 +95,7 @@ class Entry:
     parameters: Mapping[str, str] = field(default_factory=dict)
     allow_frontends: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    files: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.gridtype not in GRID_TYPES:
@@ -125,13 +128,50 @@ class Entry:
             "GLIDEIN_SupportedAuthenticationMethod": "grid_proxy",
             "GLIDEIN_REQUIRE_VOMS": True,
             "GLIDEIN_CPUS": 1,
+        }
+        return own | self._shared() | dict(self.attributes)
+
+    def staged(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the attributes that the entry's pilots get with its part of the stage area.
+
+        Args:
+            common: attributes of every entry's pilots; what they say needs no default here.
+        """
+        own = {name: value for name, value in self._shared().items() if value != ""} | dict(self.attributes)
+        if "GLIDEIN_Job_Max_Time" not in {**common, **own}:
+            # A pilot takes jobs for the other half of the queue's time; with the usual 36 hours for a job it would be
+            # ten minutes.
+            own["GLIDEIN_Job_Max_Time"] = self.max_walltime // 2
+        return own
+
+    def _shared(self) -> dict[str, Value]:
+        """Return what frontends and pilots are told alike."""
+        return {
             "GLIDEIN_Max_Walltime": self.max_walltime,
             "GLIDEIN_Traversal": self.traversal,
             "GLIDEIN_Relay_Server": " ".join(self.relays),
             "GLIDEIN_CCB_Broker": self.ccb_broker,
             "GLEXEC_BIN": self.glexec,
         }
-        return own | dict(self.attributes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What pilots fetch from this factory; pilotbed.glidein.stage says more of attributes and files.
+
+    Args:
+        web: URL of the directory that holds the manifest.
+        attributes: of every entry's pilots; a value may be a ClassAd expression, ``{expr = "..."}``.
+        files: further files for every entry's pilots.
+        condor: ``host`` packs the installed HTCondor, ``none`` none; or a .tar.gz.
+        keep_days: how long files stay that no list names any more.
+    """
+
+    web: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Mapping[str, Any], ...] = ()
+    condor: str = "host"
+    keep_days: float = 30
 
 
 #: What a frontend may set at every entry. GLIDEIN_Collector is its pool; the rest steer a pilot's life.
@@ -154,11 +194,12 @@ class Config:
         collector: host:port of the WMS collector.
         frontends: by SecurityName.
         entries: by name.
+        stage: what pilots fetch.
         loop_delay: from one turn to the next.
         advertise_turns: entries' ads are sent every so many turns, and in each turn that did something.
         directory: credentials, logs of pilots, downtimes.
         renewed: where the renewal leaves what it renewed.
-        manifest: written by pilotbed-stage.
+        manifest: written by pilotbed-factory-stage, beside the files.
         executable: the pilots' start-up script.
         status: status file for tools.
         verbosity: of the start-up script (std, nodebug, fast, check).
@@ -174,6 +215,7 @@ class Config:
     collector: str
     frontends: Mapping[str, Frontend]
     entries: Mapping[str, Entry]
+    stage: Stage
     loop_delay: float = 60
     advertise_turns: int = 5
     directory: Path = Path("/var/lib/pilotbed/factory")

@@ -64,7 +64,7 @@ class Factory(Daemon):
         try:
             return parse_manifest(path.read_text(), "entries")
         except OSError as error:
-            raise NotReady(f"{path}: {error.strerror}: build the stage area with pilotbed-stage") from error
+            raise NotReady(f"{path}: {error.strerror}: build the stage area with pilotbed-factory-stage") from error
         except ProtocolError as error:
             raise NotReady(f"{path}: {error}") from error
 

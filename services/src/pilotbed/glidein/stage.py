@@ -1,30 +1,18 @@
 """Builds the web stage area that pilots fetch their files from, in the format of glideinWMS 3.10.
 
-Command: ``pilotbed-stage --config FILE.toml --out DIR``. Prints ``unchanged``, or ``changed: N new, M removed``.
-
-Configuration of a factory (everything not marked optional is required)::
-
-    kind = "factory"
-    web = "http://factory.grid.test/stage"   # URL of DIR
-    keep_days = 30                  # optional: how long files stay that no list names any more (queued pilots!)
-    condor = "host"                 # optional: "host" packs the installed condor package; "none"; or a .tar.gz
-
-    [attrs]                         # optional: attributes of every entry
-    GLIDEIN_Min_Disk_MB = 200       # integer: I
-    [entries.alpha.attrs]           # one table for each entry; `[entries.alpha]` alone is enough
-    GLIDEIN_Site = "alpha"          # string: S (quoted in the machine ad)
-    GLEXEC_BIN = "auto"
-    GLIDEIN_REQUIRE_GLEXEC_USE = true                         # boolean: C
-    GLIDEIN_Entry_Start = {expr = "RequestMemory < 2000"}     # ClassAd expression: C
-
-and of a frontend::
+Command: ``pilotbed-stage --config FILE.toml --out DIR``. Prints ``unchanged``, or ``changed: N new, M removed``. That
+is for a frontend; a factory has its own command over the same builder, pilotbed.factory.area, as what its pilots are
+told follows from its entries. The configuration (everything not marked optional is required)::
 
     kind = "frontend"
-    web = "http://frontend.grid.test/stage"
-    [attrs]                         # optional
-    GLIDEIN_Glexec_Use = "REQUIRED"
-    [groups.main.attrs]             # one table for each group
-    GLIDEIN_Max_Idle = 300
+    web = "http://frontend.grid.test/stage"   # URL of DIR
+    keep_days = 30                  # optional: how long files stay that no list names any more (queued pilots!)
+    [attrs]                         # optional: attributes of every group
+    GLIDEIN_Glexec_Use = "REQUIRED" # string: S (quoted in the machine ad)
+    [groups.main.attrs]             # one table for each group; `[groups.main]` alone is enough
+    GLIDEIN_Max_Idle = 300          # integer: I
+    GLIDEIN_Ignore_X509_Duration = true                       # boolean: C
+    GLIDECLIENT_Group_Start = {expr = "RequestMemory < 2000"} # ClassAd expression: C
     [pool]                          # the user pool: whom the pilot's daemons trust, NAME = end-entity DN
     domain = "grid.test"            # UID_DOMAIN: an identity is NAME@domain
     [pool.central]                  # may negotiate
@@ -36,7 +24,7 @@ and of a frontend::
 
 Attributes that pilots understand: docs/glidein.md. Any area (top level, an entry, a group) may add files::
 
-    [[files]]                       # or [[entries.alpha.files]], [[groups.main.files]]
+    [[files]]                       # or [[groups.main.files]]
     name = "check_software.sh"      # its name on the worker
     source = "/etc/pilotbed/check_software.sh"
     type = "exec"                   # optional: regular (default), nocache, exec, untar, wrapper, config:c
@@ -69,7 +57,7 @@ import tarfile
 import time
 import tomllib
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -350,7 +338,11 @@ class Tree:
 
 
 def build(config: Mapping[str, Any]) -> Tree:
-    """Return everything that the stage described by ``config`` (see the module) consists of.
+    """Return everything that the stage described by ``config`` consists of.
+
+    Args:
+        config: a frontend's as in the module's text; a factory's has ``kind = "factory"``, ``entries`` for ``groups``,
+            no ``pool``, and optionally ``condor``: "host" packs the installed condor package; "none"; or a .tar.gz.
 
     Raises:
         StageError: the configuration is wrong, or something that it names cannot be read.
@@ -574,26 +566,48 @@ def retire(tree: Tree, out: Path, keep: float, now: float) -> int:
     return len(gone)
 
 
+def command(prog: str, config: Path, out: Path, read_config: Callable[[Path], Mapping[str, Any]]) -> int:
+    """Build in ``out`` what ``config`` describes and print what changed; return the exit code.
+
+    Args:
+        prog: the command's name, for messages.
+        config: the configuration file.
+        out: directory that the web server shows.
+        read_config: returns what ``build`` takes.
+    """
+    os.umask(0o022)
+    try:
+        settings = read_config(config)
+        days = settings.get("keep_days", 30)
+        if not isinstance(days, int | float) or days < 0:
+            raise StageError(f"keep_days: {days!r} is not a number of days")
+        new, removed = publish(build(settings), out, days * DAY, time.time())
+    except (StageError, OSError) as error:
+        print(f"{prog}: {config}: {error}", file=sys.stderr)
+        return 1
+    print(f"changed: {new} new, {removed} removed" if new or removed else "unchanged")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line of ``pilotbed-stage``."""
     parser = argparse.ArgumentParser(
-        prog="pilotbed-stage", description="Build the web stage area that pilots fetch from."
+        prog="pilotbed-stage", description="Build the web stage area that a frontend's pilots fetch from."
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.toml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory that the web server shows")
     options = parser.parse_args(arguments)
-    os.umask(0o022)
-    try:
-        config = tomllib.loads(read(options.config, "--config").decode())
-        days = config.get("keep_days", 30)
-        if not isinstance(days, int | float) or days < 0:
-            raise StageError(f"keep_days: {days!r} is not a number of days")
-        new, removed = publish(build(config), options.out, days * DAY, time.time())
-    except (StageError, tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        print(f"pilotbed-stage: {options.config}: {error}", file=sys.stderr)
-        return 1
-    print(f"changed: {new} new, {removed} removed" if new or removed else "unchanged")
-    return 0
+
+    def read_config(path: Path) -> Mapping[str, Any]:
+        try:
+            found = tomllib.loads(read(path, "--config").decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StageError(str(error)) from error
+        if found.get("kind") == "factory":
+            raise StageError("a factory's stage is made of its factory.toml, by pilotbed-factory-stage")
+        return found
+
+    return command(parser.prog, options.config, options.out, read_config)
 
 
 if __name__ == "__main__":
