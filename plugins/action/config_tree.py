@@ -53,7 +53,7 @@ class Imports:
         """Return, below ``top``, the files of ``modules`` and of all that they import.
 
         A package of which a module is imported counts with its files that are no modules: a service hands those on, as
-        the factory does the pilot's scripts.
+        the factory does the pilot's scripts. One that calls ``__import__`` counts whole: it takes modules by name.
         """
         found, waiting = {}, list(modules)
         while waiting:
@@ -64,7 +64,10 @@ class Imports:
             found[module] = path
             waiting += [module.rpartition(".")[0]] if "." in module else []
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            waiting += self._imported(ast.parse(path.read_bytes(), str(path)), package)
+            tree = ast.parse(path.read_bytes(), str(path))
+            waiting += self._imported(tree, package)
+            if any(isinstance(node, ast.Name) and node.id == "__import__" for node in ast.walk(tree)):
+                waiting += [f"{package}.{other.stem}" for other in path.parent.glob("*.py")]
         files = set(found.values())
         for package in {path.parent for path in files} - {self._path("pilotbed").parent}:
             files.update(path for path in package.rglob("*") if self._is_data(path, package))

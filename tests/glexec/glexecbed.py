@@ -55,7 +55,8 @@ PLAY = """
 """
 HOSTS = """
 all:
-  hosts: {bed: {ansible_connection: nsenter, ansible_nsenter_leaders: "%s", pool_accounts_make_shared: true}}
+  hosts: {bed: {ansible_connection: nsenter, ansible_nsenter_leaders: "%s"}}
+  vars: {pool_accounts_make_shared: true, batch_system_name: slurm}
   children: {worker: {hosts: {bed: }}, site_bed: {hosts: {bed: }, vars: {site_name: bed}}}
 """
 

@@ -645,6 +645,14 @@ def conf_payload_processes(pilot):
 
 
 @row
+def conf_batch_system(pilot):
+    with pilot.bed.configured(batch_system="nosuch"):
+        done = pilot.glexec()
+    assert "batch system 'nosuch' has no module" in done.field("reason")
+    return done
+
+
+@row
 def conf_tracking_gids(pilot):
     command = pilot.bed.command(GLEXEC, "/usr/bin/id", "-G", env=pilot.environment())
     at = command.index("--init-groups")

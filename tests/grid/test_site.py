@@ -213,7 +213,7 @@ def burnt(jobs, alice, local_site, submit):
     ok(ce, "scancel %s", batch)
     until("Slurm's record", lambda: f"JobId={batch} " in ce.run("cat /var/log/slurm/jobcomp.log").stdout, 60)
     join = "printf %%s %s | pilotbed-trace --json --records - --dn %s"
-    records = ok(ce, f"{join} --slurm /var/log/slurm/jobcomp.log", records, dn)
+    records = ok(ce, f"{join} --batch /var/log/slurm/jobcomp.log", records, dn)
     records = ok(submit, f"{join} --condor", records, dn)
     (joined,) = json.loads(records)
     return joined, used, ad

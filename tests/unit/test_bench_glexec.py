@@ -100,7 +100,7 @@ def test_slowest_answer_counts() -> None:
     assert "| 5.50 | not met |" in shown
 
 
-@pytest.mark.parametrize("module", ["glexec.front", "glexec.root", "lcmaps"])
+@pytest.mark.parametrize("module", ["glexec.front", "glexec.root", "batch.slurm", "lcmaps"])
 def test_start_imports_nothing_slow(module: str) -> None:
     """Each of these took 2 to 20 ms of a call that has 40."""
     program = f"import sys; sys.path.insert(0, 'services/src'); import pilotbed.{module}; print(*sys.modules)"

@@ -46,6 +46,7 @@ mapping_service = ce.example.org:8443
 mapping_credential = /etc/glexec-credential
 mapping_timeout = 5
 gridmapdir = /srv/gridmapdir
+batch_system = slurm
 """
 MINIMAL = "user_white_list = .pilot\npool_accounts = .gl\n"
 
@@ -85,6 +86,7 @@ class TestConf:
             mapping_credential="/etc/glexec-credential",
             mapping_timeout=5,
             gridmapdir="/srv/gridmapdir",
+            batch_system="slurm",
         )
         assert {line.split(" =")[0] for line in GOOD.splitlines()[2:]} == set(Conf.__annotations__)
 
@@ -409,19 +411,6 @@ class TestRecord:
         assert entry == (
             b"GLEXEC_ID\n" + len(value).to_bytes(8, "little") + value + b"\n" + b"PRIORITY\n\x01" + bytes(7) + b"5\n"
         )
-
-    @pytest.mark.parametrize(
-        ("title", "job"),
-        [
-            ("slurmstepd: [6.batch]\0\0", "slurm 6"),
-            ("slurmstepd: [6_4.0]", ""),
-            ("slurmstepd: [123.extern]", "slurm 123"),
-            ("slurmstepd\0[6.batch]", ""),
-            ("/bin/sh\0slurmstepd: [6.batch]", ""),
-        ],
-    )
-    def test_batch_job_is_told_by_the_title_of_its_step(self, title: str, job: str) -> None:
-        assert policy.batch_job(title) == job
 
     @pytest.mark.parametrize(
         ("name", "dn"),

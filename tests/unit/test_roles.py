@@ -25,8 +25,19 @@ def specification(role: Path) -> dict[str, dict[str, Any]]:
     return main.get("options", {})
 
 
+def tree() -> dict[str, Any]:
+    """Return the groups of services, each with what is below it, or None."""
+    return dict(read(CHECKOUT / "inventory/common/groups.yml")["all"]["children"])
+
+
+def flavours() -> dict[str, str]:
+    """Return the groups that are flavours, with the group above."""
+    return {name: above for above, below in tree().items() if below for name in below["children"]}
+
+
 def groups() -> list[str]:
-    return list(read(CHECKOUT / "inventory/common/groups.yml")["all"]["children"])
+    """Return the groups that are services: flavours, and what there is of one kind only."""
+    return [name for name, below in tree().items() if not below] + list(flavours())
 
 
 def plays(path: Path) -> list[tuple[str, list[str]]]:
@@ -80,7 +91,32 @@ def test_dependencies_are_roles(role: Path) -> None:
 @pytest.mark.parametrize("group", groups())
 def test_a_group_has_its_role_and_its_play(group: str) -> None:
     assert group in {role.name for role in ROLES}
-    assert (group, [group]) in [play for path in PLAYBOOKS for play in plays(path)]
+    if group not in flavours():
+        assert (group, [group]) in [play for path in PLAYBOOKS for play in plays(path)]
+
+
+@pytest.mark.parametrize(("flavour", "above"), flavours().items())
+def test_a_flavour_exports_what_the_group_above_it_takes(flavour: str, above: str) -> None:
+    """The play of the group above takes a host's flavour from there; nothing else names a flavour."""
+    (play,) = [play for path in PLAYBOOKS for play in read(path) if play.get("hosts") == f"all:&{above}"]
+    (task,) = play["tasks"]
+    assert task["ansible.builtin.include_role"]["name"] == f"{{{{ {above}_flavour }}}}"
+    exports = exported(flavour)
+    assert exports[f"{above}_flavour"] == flavour
+    others = [exported(other) for other, group in flavours().items() if group == above]
+    wanted = {name for other in others for name in other if name.startswith(f"{above}_")}
+    assert wanted <= set(exports)
+
+
+def test_no_other_file_names_a_flavour() -> None:
+    """A new one is its role, its group and what the group exports; docs, tests and its inventories may speak of it."""
+    places = [*CHECKOUT.glob("playbooks/*.yml"), *CHECKOUT.glob("inventory/common/group_vars/all/*.yml"),
+              *CHECKOUT.glob("roles/**/*.*"), *CHECKOUT.glob("plugins/**/*.py"), *CHECKOUT.glob("services/src/**/*.py"),
+              *CHECKOUT.glob("lab/src/**/*.py"), *CHECKOUT.glob("suite/src/**/*.py")]  # fmt: skip
+    for flavour in flavours():
+        named = [str(path.relative_to(CHECKOUT)) for path in places if path.is_file() and flavour not in path.parts
+                 and path.parts[-2] != "__pycache__" and flavour in path.read_text()]  # fmt: skip
+        assert named == [], flavour
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
@@ -101,7 +137,8 @@ EXPORTS = sorted(CHECKOUT.glob("inventory/common/group_vars/*.yml"))
 def test_a_group_exports_under_its_own_name(path: Path) -> None:
     assert path.stem in groups()
     exports = read(path)
-    assert all(name.startswith(f"{path.stem}_") for name in exports)
+    own = (f"{path.stem}_", f"{flavours().get(path.stem, path.stem)}_")
+    assert all(name.startswith(own) for name in exports)
     for port in exports.get(f"{path.stem}_firewall", []):
         assert set(port) == {"port", "proto", "from"}
         assert port["from"] in {"any", "site"}
@@ -121,8 +158,8 @@ def exported(group: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(CHECKOUT.glob("inventory/*/hosts.yml")), ids=lambda path: path.parent.name)
 def test_an_inventory_uses_only_known_groups_and_sites(path: Path) -> None:
-    tree = read(path)["all"]
-    unknown = set(tree["children"]) - set(groups())
+    inventory = read(path)["all"]
+    unknown = set(inventory["children"]) - set(groups())
     assert all(name.startswith("site_") for name in unknown)
-    members = {host for group in tree["children"].values() for host in group["hosts"]}
-    assert members == set(tree["hosts"])
+    members = {host for group in inventory["children"].values() for host in group["hosts"]}
+    assert members == set(inventory["hosts"])

@@ -95,34 +95,20 @@ def test_choice_by_node_user_and_account(asked: dict[str, str], found: bool) -> 
     assert bool(records.chosen([made()], since=0, until=2000, **asked)) is found
 
 
-JOBCOMP = (
-    "JobId=6 UserId=pilot009(20009) GroupId=glpilot(20000) Name=x JobId=7 UserId=root(0) EndTime=never "
-    "JobState=COMPLETED Partition=grid TimeLimit=1440 StartTime=2026-11-21T02:43:17 EndTime=2026-11-21T02:50:00 "
-    "NodeList=wn1 NodeCnt=1 ProcCnt=1 WorkDir=/srv\n\nrubbish\n"
-)
 JOB = {"user": "pilot009", "state": "COMPLETED", "start": "2026-11-21T02:43:17", "end": "2026-11-21T02:50:00",
        "nodes": "wn1"}  # fmt: skip
 
 
-def test_completion_file_is_read_and_a_jobs_name_is_nothing_but_a_name() -> None:
-    assert records.slurm_jobs(JOBCOMP) == {"6": JOB}
-
-
-def test_sacct_is_read() -> None:
-    text = "6|pilot009|COMPLETED|2026-11-21T02:43:17|2026-11-21T02:50:00|wn1|00:09.500\nrubbish\n"
-    assert records.sacct_jobs(text) == {"6": JOB | {"cpu": "00:09.500"}}
-
-
 def test_join_by_batch_job_and_global_job_id() -> None:
     ad = {"GlobalJobId": "submit#22.0#1", "Owner": "alice"}
-    (one,) = records.joined([made()], {"6": JOB}, [ad, {"GlobalJobId": "submit#2.0#1"}])
+    (one,) = records.joined([made()], {"slurm 6": JOB}, [ad, {"GlobalJobId": "submit#2.0#1"}])
     assert (one.job, one.condor) == (JOB, ad)
     assert records.from_json(records.as_json([one])) == [one]
 
 
 @pytest.mark.parametrize("changes", [{"batch": ""}, {"batch": "slurm 7"}, {"pilot_account": "pilot001"}])
 def test_what_does_not_fit_is_not_joined(changes: dict[str, str]) -> None:
-    (one,) = records.joined([made(**changes)], {"6": JOB})
+    (one,) = records.joined([made(**changes)], {"slurm 6": JOB})
     assert one.job == {}
 
 

@@ -64,6 +64,20 @@ BROKEN = {
         "hosts.yml", r"factory: \{hosts: \{factory\}\}", "factory: {hosts: {factory, submit}}",
         "group factory has 2 hosts, it takes exactly one: put one host into it",
     ),
+    "no worker": (
+        "hosts.yml", r"\bworker: \{hosts: .*\}", "worker: {hosts: {alpha-wn1}}",
+        "site beta has no host in group worker: put one into it",
+    ),
+    "worker outside the batch system": (
+        "hosts.yml", r"batch_slurm: \{hosts: .*\}", "batch_slurm: {hosts: {alpha-ce, alpha-wn1, beta-ce, beta-wn1}}",
+        "site alpha: its hosts are in batch_slurm, and alpha-wn2 in no batch system: "
+        "put all of its workers and computing elements into one flavour's group",
+    ),
+    "impossible pair": (
+        "group_vars/site_beta.yml", r"site_name: beta",
+        "site_name: beta\nbatch_system_for: {ce_arc: {refused: it has no back end for it}}",
+        "beta-ce: ce_arc cannot stand in front of batch_slurm: it has no back end for it",
+    ),
     "missing networks": (
         "group_vars/all.yml", r"(?m)^grid_networks:", "lab_networks:",
         "grid_networks is missing: state it in the inventory's group_vars/all (inventory/lab has an example)",

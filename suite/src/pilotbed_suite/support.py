@@ -97,7 +97,7 @@ class Grid:
     @cached_property
     def sites(self) -> list[Site]:
         """Every site that has a computing element."""
-        return [self._site(ce) for ce in self.names("ce_arc")]
+        return [self._site(ce) for ce in self.names("computing_element")]
 
     def _site(self, ce: str) -> Site:
         name, network = self.variable("site_name", ce), self.variable("site_network", ce)

@@ -66,6 +66,7 @@ class Conf(Record):
     logging_only: bool = False  # ours: all checks and the log, but the payload runs as the caller
     sweep_directories: tuple[str, ...] = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - ours: cleared of leftovers
     payload_processes: int = 0  # ours: limit of an account's processes; 0: none
+    batch_system: str = ""  # ours: whose job a call is in, for the record; a module of pilotbed.batch
     tracking_gids: range = range(0)  # ours: groups of the caller that a batch system tracks by and a payload keeps
     gridmapdir: str = ""  # ours: the leases of pool accounts, for the lock of ``mapping = local`` and the record
     linger: str = "yes"
@@ -182,6 +183,7 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         sweep_directories=names("sweep_directories", lambda name: name.startswith("/"), "an absolute path"),
         payload_processes=whole("payload_processes", 1 << 22),
         gridmapdir=absolute("gridmapdir"),
+        batch_system=values.get("batch_system", ""),
         tracking_gids=_gids(values.get("tracking_gids", ""), path),
     )
     local = conf.mapping == "local"
@@ -193,6 +195,8 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         (local or _is_service(conf.mapping_service), "mapping_service",
          f"{conf.mapping_service!r} is not host:port; mapping = service needs it"),
         (local or conf.crl_directory, "crl_directory", "is empty: by its CAs mapping = service knows the service"),
+        (not conf.batch_system or _is_variable(conf.batch_system), "batch_system",
+         f"{conf.batch_system!r} is no name of a batch system, such as slurm"),
         (local or conf.mapping_timeout, "mapping_timeout", "is 0: give the mapping service a second at least"),
     ):  # fmt: skip
         if not met:
@@ -307,13 +311,6 @@ def journal_entry(fields: Mapping[str, object]) -> bytes:
         data = str(value)[:2048].encode(errors="replace")
         entry += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
     return entry
-
-
-def batch_job(title: str) -> str:
-    """Return the job, ``slurm 6``, of a batch system's process with this ``title``; empty if it is no such process."""
-    name, _, rest = title.partition(": [")
-    job = rest.partition(".")[0]
-    return f"slurm {job}" if name == "slurmstepd" and _is_number(job) else ""
 
 
 def lease_holder(name: str) -> str:

@@ -13,6 +13,8 @@ import resource
 import stat
 import time
 
+from pilotbed import batch
+
 from . import policy
 from .apart import run_as
 from .lean import socket, suppress
@@ -87,19 +89,23 @@ def pilot(gridmapdir: str, uid: int) -> str:
     return ""
 
 
-def batch_job(pid: int) -> str:
-    """Return the batch job that the process ``pid`` is in, such as ``slurm 6``; empty where that cannot be known.
+def batch_job(pid: int, system: str) -> str:
+    """Return the job of batch system ``system`` that the process ``pid`` is in, such as ``slurm 6``; empty for none.
 
     Told by the batch system's own process among its ancestors, which is root's. What the caller's environment says is
     the caller's word.
+
+    Raises:
+        ValueError: there is no such batch system.
     """
+    job = batch.load(system).job
     with suppress(OSError, ValueError, IndexError):
         for _ in range(_ANCESTORS):
             with open(f"/proc/{pid}/status", "rb") as file:
                 status = dict(line.split(":", 1) for line in file.read().decode(errors="replace").splitlines())
             if status["Uid"].split()[0] == "0":
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    if found := policy.batch_job(file.read().decode(errors="replace")):
-                        return found
+                    if found := job(file.read().decode(errors="replace")):
+                        return f"{system} {found}"
             pid = int(status["PPid"])
     return ""

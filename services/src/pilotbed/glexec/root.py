@@ -46,7 +46,7 @@ def main() -> int:
         _recover()
         conf = policy.parse_conf(_trusted(policy.CONF_PATH))
         file = record.open_log(conf.log_file) if conf.log_destination == "file" else -1
-        log["batch"] = record.batch_job(os.getppid())
+        log["batch"] = record.batch_job(os.getppid(), conf.batch_system) if conf.batch_system else ""
         code = _supervise(_decide(sys.argv[1:], os.environ, conf, log), control, log)
     except Refusal as refusal:
         code = refusal.code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .. import batch
 from ..glexec import journal
 from . import records
 from .records import Payload
@@ -48,18 +48,22 @@ def read_running() -> list[Payload]:
     return [records.running(case.log, socket.gethostname()) for case in journal.under_way() if case.monitor]
 
 
-def read_slurm(file: Path | None, found: Sequence[Payload]) -> dict[str, dict[str, str]]:
-    """Return Slurm's records of the payloads' batch jobs: of the job completion file, or of sacct. Raises OSError."""
-    if file:
-        return records.slurm_jobs(file.read_text(errors="replace"))
-    ids = sorted({one.batch.removeprefix("slurm ") for one in found if one.batch.startswith("slurm ")})
-    if not ids or not shutil.which("sacct"):
-        return {}
-    command = ["sacct", "--parsable2", "--noheader", "--allocations", f"--format={records.SACCT}",
-               f"--jobs={','.join(ids)}"]  # fmt: skip
-    # It fails where slurmdbd does not run: the records are complete without it, but for Slurm's own view.
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return records.sacct_jobs(done.stdout) if done.returncode == 0 else {}
+def read_batch(file: Path | None, found: Sequence[Payload]) -> dict[str, dict[str, str]]:
+    """Return, by name, the batch systems' records of the payloads' jobs: those in ``file``, or those that they tell.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a payload ran under a batch system that is not known here.
+    """
+    jobs: dict[str, set[str]] = {}
+    for system, _, number in (one.batch.partition(" ") for one in found if one.batch):
+        jobs.setdefault(system, set()).add(number)
+    records: dict[str, dict[str, str]] = {}
+    for system, numbers in jobs.items():
+        module = batch.load(system)
+        said = module.parse(file.read_text(errors="replace")) if file else module.recorded(numbers)
+        records |= {f"{system} {number}": record for number, record in said.items()}
+    return records
 
 
 def read_condor() -> list[dict[str, Any]]:
@@ -84,7 +88,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--directory", type=Path, help="collected journals; default: this node's own")
     source.add_argument("--records", type=argparse.FileType(), help="what --json has printed elsewhere; - is stdin")
-    parser.add_argument("--slurm", type=Path, metavar="FILE", help="Slurm's job completion file; default: sacct")
+    parser.add_argument("--batch", type=Path, metavar="FILE", help="records of the batch system; default: asks it")
     parser.add_argument("--condor", action="store_true", help="join this submit host's condor_history")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asked = parser.parse_args(argv)
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = records.chosen(
             found, node=asked.node, dn=asked.dn, account=asked.account, since=asked.since, until=asked.until
         )
-        jobs = {} if asked.records and not asked.slurm else read_slurm(asked.slurm, found)
+        jobs = {} if asked.records and not asked.batch else read_batch(asked.batch, found)
         found = records.joined(found, jobs, read_condor() if asked.condor else ())
     except (OSError, ValueError, TypeError) as error:
         print(f"pilotbed-trace: {error}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -109,46 +108,17 @@ def chosen(
 # -- other records
 
 
-def slurm_jobs(text: str) -> dict[str, dict[str, str]]:
-    """Return the jobs by id in the text of a job completion file (JobCompType=jobcomp/filetxt), a job a line.
-
-    Only fields are taken whose values have no spaces.
-    """
-    keys = {"UserId": "user", "JobState": "state", "StartTime": "start", "EndTime": "end", "NodeList": "nodes"}
-    jobs: dict[str, dict[str, str]] = {}
-    for line in text.splitlines():
-        # A job's name stands between the ids and the rest and is the user's: it must not pass for another field.
-        head, _, rest = line.partition(" Name=")
-        tail = rest[rest.rfind(" JobState=") :]
-        said = dict(re.findall(r"(\w+)=(\S*)", f"{head} {tail}"))
-        if "JobId" in said:
-            jobs[said["JobId"]] = {name: said.get(key, "") for key, name in keys.items()}
-            jobs[said["JobId"]]["user"] = jobs[said["JobId"]]["user"].partition("(")[0]
-    return jobs
-
-
-#: `sacct --parsable2 --noheader --allocations --format=`: what `sacct_jobs` reads.
-SACCT = "JobIDRaw,User,State,Start,End,NodeList,TotalCPU"
-
-
-def sacct_jobs(text: str) -> dict[str, dict[str, str]]:
-    """Return the jobs by id in what sacct has printed with the format `SACCT`."""
-    names = ("user", "state", "start", "end", "nodes", "cpu")
-    rows = (line.split("|") for line in text.splitlines())
-    return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows if len(row) == len(names) + 1}
-
-
 def joined(
     found: Iterable[Payload], jobs: Mapping[str, Mapping[str, str]], ads: Iterable[Mapping[str, Any]] = ()
 ) -> list[Payload]:
-    """Return the payloads with the records of their batch jobs (by id) and of HTCondor's jobs (ads, by GlobalJobId).
+    """Return the payloads with the records of their batch jobs (by name, ``slurm 6``) and of HTCondor's jobs (ads).
 
     A batch job of another account than the pilot's is not the payload's: ids begin anew when a batch system does.
     """
     by_id = {str(ad.get("GlobalJobId")): ad for ad in ads}
     result = []
     for one in found:
-        job = jobs.get(one.batch.partition(" ")[2], {})
+        job = jobs.get(one.batch, {})
         if job.get("user") != one.pilot_account:
             job = {}
         result.append(Payload(**{**vars(one), "job": job or one.job, "condor": by_id.get(one.id, one.condor)}))
