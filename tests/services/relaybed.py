@@ -17,13 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-import zipapp
 from pathlib import Path
 
 import pilotbed
 import pki
 from cryptography.hazmat.primitives import serialization
 from pilotbed.relay.protocol import Connection, Register, Side, preface
+from pilotbed.relay.zipapp import agent_zipapp
 from pilotbed.x509 import make_proxy
 
 PILOT = "/DC=test/DC=grid/O=Gridlab/OU=Services/CN=pilot"
@@ -148,25 +148,21 @@ class Bed:
             "ca_directory": str(self.ca.directory), "authorized_dns": [PILOT, FRIEND],
             "state": str(directory / "leases.json"), "status_socket": str(directory / "status.sock"),
         }  # fmt: skip
-        self.changes = "pass"  # to the relay's constants, as `server.RECHECK = 1`
+        self.changes = "pass"  # to the relay's constants, as `authorization.RECHECK = 1`
         self.agents = []
         self.relay = None
         self.manager = None
         self.sockets = contextlib.ExitStack()
-        # What the pilot stages, and nothing else; it runs without site-packages (-S), so standard library only.
-        staged = directory / "staged" / "pilotbed"
-        (staged / "relay").mkdir(parents=True)
-        for name in ("__init__.py", "relay/__init__.py", "relay/protocol.py", "relay/agent.py"):
-            (staged / name).write_bytes((SOURCE / name).read_bytes())
-        zipapp.create_archive(staged.parent, directory / "agent.pyz", main="pilotbed.relay.agent:main")
+        # What the pilot stages; it runs without site-packages (-S), so standard library only.
+        (directory / "agent.pyz").write_bytes(agent_zipapp())
 
     def start_relay(self):
         # JSON's texts, numbers and lists are TOML's too.
         file = self.directory / "relay.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
         launch, given = (self.manager.RECEIVE, self.manager.gives()) if self.manager else ("", {})
-        launch += f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.relay import server;"
-        launch += f"{self.changes}; sys.exit(server.main())"
+        launch += f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r});"
+        launch += f"from pilotbed.relay import authorization, server; {self.changes}; sys.exit(server.main())"
         self.relay = Process(self.directory / "relay.log", "-c", launch, "--config", file, **given)
         eventually(lambda: self.relay.popen.poll() is not None or self.status(), evidence=self.relay.text)
         assert self.relay.popen.poll() is None, self.relay.text()

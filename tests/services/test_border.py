@@ -208,7 +208,7 @@ def test_too_many_connections_are_refused(site):
     assert site.status()["refusals"] == {"overload": 1}
 
 
-def test_metrics(site):
+def test_metrics_show_streams_bytes_and_refusals(site):
     site.config["metrics_port"] = 9702
     site.start()
     site.connect(7000)
@@ -230,7 +230,7 @@ def test_metrics(site):
         ("other.grid.test:443", ("198.51.100.7", 443), False),
     ],
 )
-def test_rules(rule, target, allowed):
+def test_rule_allows_its_targets_only(rule, target, allowed):
     assert Rule.parse(rule).allows(*target, {"ce.grid.test": frozenset({"198.51.100.7"})}) is allowed
 
 
@@ -244,6 +244,6 @@ def test_a_bad_target_is_named(tmp_path, text):
         load(file, Config)
 
 
-def test_no_sources_no_service():
+def test_without_sources_everybody_is_refused():
     border = Border(Config(("198.51.100.2:80",), (), Path("/x")))
-    assert border.judge("192.0.2.2", ("198.51.100.2", 80), ("192.0.2.1", 9710))[0] == "source_refused"
+    assert border.refusal("192.0.2.2", ("198.51.100.2", 80), ("192.0.2.1", 9710))[0] == "source_refused"

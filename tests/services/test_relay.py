@@ -48,7 +48,7 @@ def other(bed, tmp_path):
 
 # -- bytes
 
-def test_bytes_both_ways_at_once(served):
+def test_bytes_go_both_ways_at_once_and_are_counted(served):
     data = os.urandom(20_000_000)
     client = served.connect()
     sender = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
@@ -60,7 +60,7 @@ def test_bytes_both_ways_at_once(served):
     assert (lease["bytes_inward"], lease["bytes_outward"], lease["streams_total"]) == (len(data), len(data), 1)
 
 
-def test_half_close_is_kept(bed):
+def test_half_close_is_passed_on(bed):
     """The target answers only when it has seen the end of the question."""
     bed.start_relay()
     bed.start_agent(Target(lambda sock: sock.sendall(hashlib.sha256(drain(sock)).hexdigest().encode())))
@@ -71,14 +71,14 @@ def test_half_close_is_kept(bed):
     assert drain(client) == hashlib.sha256(b"question").hexdigest().encode()
 
 
-def test_target_that_speaks_first(bed):
+def test_target_may_speak_first(bed):
     bed.start_relay()
     bed.start_agent(Target(lambda sock: sock.sendall(b"220 hello\r\n")))
     bed.registered()
     assert drain(bed.connect()) == b"220 hello\r\n"
 
 
-def test_back_pressure(bed):
+def test_target_that_does_not_read_stops_the_client(bed):
     """A target that does not read stops the client; nothing grows in between, nothing is lost."""
     read = threading.Event()
     bed.start_relay()
@@ -108,7 +108,7 @@ def memory(process):
     return int(text.partition("VmRSS:")[2].split()[0])
 
 
-def test_many_streams_side_by_side(served):
+def test_many_streams_are_carried_side_by_side(served):
     clients = [served.connect() for _ in range(50)]
     for number, client in enumerate(clients):
         client.sendall(b"%03d" % number)
@@ -130,7 +130,7 @@ def test_reset_is_passed_on(bed):
         client.recv(1)
 
 
-def test_daemon_that_does_not_listen(bed):
+def test_client_of_a_daemon_that_does_not_listen_is_reset(bed):
     bed.start_relay()
     deaf = bed.sockets.enter_context(socket.socket())
     deaf.bind(("127.0.0.1", 0))
@@ -187,7 +187,7 @@ def splice(sock, address):
 
 # -- who may register
 
-def test_published_is_what_is_configured(served):
+def test_agent_publishes_the_configured_address_for_its_account_only(served):
     published = json.loads(served.state().read_text())
     assert published.keys() == {"host", "port", "lease", "relay"}
     assert published["host"] == served.config["public_address"]
@@ -196,7 +196,7 @@ def test_published_is_what_is_configured(served):
     assert served.lease()["dn"] == PILOT
 
 
-def test_wrong_dn(bed):
+def test_dn_that_is_not_listed_is_refused(bed):
     bed.start_relay()
     alice = bed.ca.issue("/DC=test/DC=grid/O=Gridlab/OU=People/CN=Alice Adams")
     agent = bed.start_agent(proxy=bed.proxy(credential=alice))
@@ -222,7 +222,7 @@ def vo(bed):
     return proxy
 
 
-def test_fqan_lets_in(bed, vo):
+def test_listed_fqan_gets_a_port(bed, vo):
     bed.start_relay()
     bed.start_agent(Target(echo), proxy=vo("/gridlab/Role=NULL/Capability=NULL", f"{ROLE}/Capability=NULL"))
     bed.registered()
@@ -231,7 +231,7 @@ def test_fqan_lets_in(bed, vo):
     assert works(bed)
 
 
-def test_other_fqans_or_none_do_not(bed, vo):
+def test_other_fqans_or_none_are_refused(bed, vo):
     bed.start_relay()
     assert bed.start_agent(proxy=vo("/gridlab/Role=NULL/Capability=NULL")).exit_code() == 3
     assert "with /gridlab may not have a port" in bed.agents[0].text()
@@ -257,8 +257,8 @@ def test_a_lease_ends_with_its_attributes(bed, vo):
     assert bed.lease() is None
 
 
-def test_a_lease_ends_with_the_revocation_of_whom_it_relies_on(bed, vo):
-    bed.changes = "server.RECHECK = 0.5"
+def test_a_lease_ends_when_its_holder_or_its_voms_server_is_revoked(bed, vo):
+    bed.changes = "authorization.RECHECK = 0.5"
     bed.config["authorized_hosts"] = [FRIEND]
     friend = bed.ca.issue(FRIEND)
     bed.start_relay()
@@ -276,7 +276,7 @@ def test_a_lease_ends_with_the_revocation_of_whom_it_relies_on(bed, vo):
         assert len(bed.status()["leases"]) == left
 
 
-def test_the_dn_is_asked_for_beside_the_fqan(bed, vo):
+def test_listed_fqan_of_a_dn_that_is_not_listed_is_refused(bed, vo):
     bed.config["authorized_dns"] = [FRIEND]
     bed.start_relay()
     assert bed.start_agent(proxy=vo(ROLE)).exit_code() == 3
@@ -310,7 +310,7 @@ def test_leases_whose_holders_may_no_longer_end_with_the_relay(bed, vo, change):
     assert len(bed.status()["leases"]) == (0 if change else 1)
 
 
-def test_expired_proxy(bed):
+def test_expired_proxy_is_refused(bed):
     bed.start_relay()
     agent = bed.start_agent(proxy=bed.proxy(lifetime=-dt.timedelta(minutes=1)))
     assert agent.exit_code() == 3
@@ -318,7 +318,7 @@ def test_expired_proxy(bed):
     assert bed.status()["recent_refusals"][0]["reason"] == "certificate has expired"
 
 
-def test_revoked(bed):
+def test_certificate_revoked_while_the_relay_runs_is_refused(bed):
     bed.start_relay()
     proxy = bed.proxy()
     bed.ca.revoke(bed.pilot)  # while the relay runs
@@ -338,7 +338,7 @@ def test_missing_revocation_list_refuses_until_it_is_there(bed):
     bed.registered()
 
 
-def test_wrong_ca(bed):
+def test_certificate_of_an_unknown_ca_is_refused(bed):
     bed.start_relay()
     stranger = pki.Authority(bed.directory / "other", "/O=Other/CN=CA").issue(PILOT)
     agent = bed.start_agent(proxy=bed.proxy(credential=stranger))
@@ -346,7 +346,7 @@ def test_wrong_ca(bed):
     assert bed.refused("tls") == 1
 
 
-def test_no_certificate(bed):
+def test_agent_without_a_certificate_is_refused(bed):
     bed.start_relay()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(capath=bed.ca.directory)
@@ -380,7 +380,7 @@ def test_agent_refuses_an_impostor(bed, server):
 
 # -- an agent of our own (Scripted), which says what the real one never would
 
-def test_chain_of_somebody_else(bed):
+def test_chain_that_tls_did_not_prove_is_refused(bed):
     """TLS proved one certificate; the first frame shows another's."""
     bed.start_relay()
     friend = make_proxy(bed.ca.issue(FRIEND), HOUR)
@@ -425,7 +425,7 @@ def test_token_works_once(bed):
     assert first.recv(11) == b"still there"
 
 
-def test_token_dies_of_age(bed):
+def test_token_expires_with_its_client(bed):
     bed.start_relay()
     agent = Scripted(bed)
     lease = agent.register()
@@ -440,7 +440,7 @@ def test_token_dies_of_age(bed):
     assert (bed.refused("stream_timeout"), bed.refused("bad_token")) == (1, 1)
 
 
-def test_not_our_protocol(bed):
+def test_another_protocol_is_refused(bed):
     bed.start_relay()
     sock = bed.sockets.enter_context(socket.create_connection(("127.0.0.1", bed.control), 10))
     sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -548,7 +548,7 @@ def test_stopped_agent_gives_its_port_back(served):
     assert json.loads(Path(served.config["state"]).read_text())["leases"] == []
 
 
-def test_grace_ends(bed):
+def test_lease_ends_after_the_grace_period_without_an_agent(bed):
     bed.config["grace"] = 1
     bed.start_relay()
     agent = bed.start_agent(Target(echo))
@@ -560,7 +560,7 @@ def test_grace_ends(bed):
     assert bed.refused("lease_unknown") == 1
 
 
-def test_range_exhausted(bed):
+def test_agent_is_refused_when_the_range_is_exhausted(bed):
     bed.config["ports"] = bed.config["ports"][:1] * 2
     bed.start_relay()
     bed.start_agent(Target(echo), name="first")
@@ -572,7 +572,7 @@ def test_range_exhausted(bed):
     assert bed.refused("range_exhausted") == 1
 
 
-def test_limit_per_dn(bed):
+def test_leases_are_limited_per_dn(bed):
     bed.config["leases_per_dn"] = 1
     bed.start_relay()
     bed.start_agent(Target(echo), name="first")
@@ -620,7 +620,7 @@ def test_renewed_proxy_renews_the_lease(bed):
     assert client.recv(1) == b"y"
 
 
-def test_streams_per_lease(bed):
+def test_streams_are_limited_per_lease(bed):
     bed.config["streams_per_lease"] = 2
     bed.start_relay()
     bed.start_agent(Target(echo))
@@ -637,7 +637,7 @@ def test_streams_per_lease(bed):
     assert works(bed)
 
 
-def test_streams_per_relay(bed):
+def test_streams_are_limited_per_relay(bed):
     bed.config["streams"] = 1
     bed.start_relay()
     for name in ("first", "second"):
@@ -699,7 +699,7 @@ def test_the_relay_with_the_least_to_do_is_taken(bed, other):
     assert "event=load" in bed.agents[0].text()
 
 
-def test_next_relay_when_the_best_refuses(bed, other):
+def test_agent_takes_the_next_relay_when_the_best_refuses(bed, other):
     bed.config["authorized_dns"] = [FRIEND]
     bed.start_relay()
     other.start_relay()
@@ -710,7 +710,7 @@ def test_next_relay_when_the_best_refuses(bed, other):
     assert bed.refused("not_authorized") == 1
 
 
-def test_next_relay_when_one_is_down_or_full(bed, other):
+def test_agent_takes_the_next_relay_when_one_is_down_or_full(bed, other):
     other.config["ports"] = other.config["ports"][:1] * 2
     other.start_relay()
     first = bed.start_agent(Target(echo), name="first", others=[other])  # this bed's own relay does not run
@@ -721,7 +721,7 @@ def test_next_relay_when_one_is_down_or_full(bed, other):
     eventually(lambda: bed.lease("second"), evidence=second.text)
 
 
-def test_all_relays_refuse(bed, other):
+def test_agent_ends_when_all_relays_refuse(bed, other):
     for each in (bed, other):
         each.config["authorized_dns"] = [FRIEND]
         each.start_relay()
@@ -852,7 +852,7 @@ def test_damaged_state_is_not_overwritten(bed):
     assert state.read_text() == "{"
 
 
-def test_status_command(served):
+def test_status_command_prints_the_leases_or_says_that_nothing_runs(served):
     command = [sys.executable, "-m", "pilotbed.relay.server", "status", "--config", served.directory / "relay.toml"]
     environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}
     asked = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -862,7 +862,7 @@ def test_status_command(served):
     assert (asked.returncode, "does the service run?" in asked.stderr) == (1, True)
 
 
-def test_metrics(bed):
+def test_metrics_show_leases_streams_and_refusals(bed):
     pytest.importorskip("prometheus_client")
     bed.config["metrics_port"] = bed.metrics
     bed.start_relay()

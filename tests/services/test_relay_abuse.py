@@ -299,7 +299,7 @@ def test_handshakes_give_way_to_traffic_at_full_speed(bed, traffic):
     assert min(moved for _, (_, moved) in rounds) > 2 * RATE
 
 
-def test_strangers_on_a_dedicated_port(bed, traffic):
+def test_strangers_on_a_dedicated_port_reach_the_daemon_at_most(bed, traffic):
     """A port that is for others resets them; one for everybody gives them to the daemon, with whatever they say."""
     bed.start_agent(Target(echo), name="guarded", allow=["192.0.2.0/24"], proxy=bed.pilots_proxy)
     bed.start_agent(Target(echo), name="open", proxy=bed.pilots_proxy)
@@ -360,7 +360,7 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_five_thousand_connections_that_say_nothing(bed, traffic, many_files):
+def test_five_thousand_silent_connections_keep_nobody_out(bed, traffic, many_files):
     """They neither cost descriptors without bound nor keep anybody else out: the oldest gives way."""
     bed.start_agent(Target(echo), name="echo", proxy=bed.pilots_proxy)
     bed.registered("echo")
@@ -403,7 +403,7 @@ def mutated(chance, wires):
     return bytes(wire)
 
 
-def test_frames_of_every_length_and_kind(bed):
+def test_any_bytes_get_a_refusal_that_the_protocol_knows(bed):
     """Over TLS from a pilot, and without: everybody gets a refusal that the protocol knows, or what was asked for."""
     seed = random.randrange(10**9)
     print(f"seed {seed}")

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from pilotbed.relay import reset
+from pilotbed.relay.sockets import reset
 from relaybed import Manager, Target, drain, echo, eventually
 
 BLOCK, BLOCKS = 1 << 20, 64  # bytes, and how many of them
@@ -90,7 +90,7 @@ def no_more_descriptors(process):
     resource.prlimit(pid, kind, limits)
 
 
-def test_streams_go_on_without_descriptors(kept):
+def test_streams_go_on_when_descriptors_run_out(kept):
     """Slow readers hold more than the relay has pipes for; their streams are kept once there are descriptors again."""
     kept.start_relay()
     kept.start_agent(Target(echo))
@@ -111,7 +111,7 @@ def test_streams_go_on_without_descriptors(kept):
         assert said(client, many) == many
 
 
-def test_short_streams_are_not_kept(kept):
+def test_short_streams_are_not_stored(kept):
     """Handing a stream over costs more than most of them need in all."""
     kept.start_relay()
     kept.start_agent(Target(echo))
@@ -122,7 +122,7 @@ def test_short_streams_are_not_kept(kept):
     assert kept.manager.kept == []
 
 
-def test_no_more_are_kept_than_there_is_room_for(bed):
+def test_no_more_streams_are_stored_than_there_is_room_for(bed):
     bed.manager = Manager(bed.directory, room=2 * 6 + 5)
     bed.start_relay()
     bed.start_agent(Target(echo))
@@ -242,7 +242,7 @@ def test_stream_of_a_lease_that_has_ended_is_reset(kept, end):
         client.recv(1)
 
 
-def test_stream_whose_client_went_meanwhile_ends(kept):
+def test_stream_whose_client_closed_meanwhile_ends(kept):
     kept.start_relay()
     ended = []
     kept.start_agent(Target(lambda sock: ended.append(drain(sock))))

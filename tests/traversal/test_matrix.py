@@ -122,7 +122,7 @@ def outcomes(ran):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.submit}-{cell.worker}-{cell.way}")
-def test_cell(outcomes, cell):
+def test_job_ends_as_its_way_through_the_firewalls_allows(outcomes, cell):
     found = outcomes[cell]
     assert found.verdict == EXPECTED[cell.submit, cell.worker][TRAVERSALS.index(cell.way)], found.evidence
 

@@ -45,25 +45,25 @@ def name(pilot):
     return ok(pilot.worker, "hostname -f").strip()
 
 
-def test_ssh_to_job(running, name):
+def test_ssh_to_job_opens_a_shell_in_the_running_job(running, name):
     """The schedd hears where the starter is with its next update (SHADOW_QUEUE_UPDATE_INTERVAL)."""
     command = f"timeout 60 condor_ssh_to_job -auto-retry {running.id} 'hostname; cat _condor_stdout'"
     code, said = as_user(running.node, running.owner, command)
     assert (code, said.split("\n")[-3:]) == (0, [name, f"said on {name}", ""]), said
 
 
-def test_tail(running, name):
+def test_condor_tail_shows_what_the_job_writes(running, name):
     code, said = as_user(running.node, running.owner, f"timeout 60 condor_tail {running.id}")
     assert (code, said) == (0, f"said on {name}\n")
 
 
-def test_remove(running, pilot):
+def test_removed_job_ends_on_the_worker(running, pilot):
     running.remove()
     until("the payload has ended", lambda: running.hold not in [each.args for each in processes(pilot.worker)], 30)
     until("no stream is left of it", lambda: running.status() == "removed", 30)
 
 
-def test_nothing_went_by_another_way(running, pilot):
+def test_nothing_went_past_the_relay(running, pilot):
     """The worker cannot be connected to: all of this was a stream of its pilot's port."""
     leases = [lease for each in GRID.names("relay") for lease in status(host(each))["leases"]]
     assert next(lease for lease in leases if lease["pilot"] == pilot.name)["streams_total"] > 3

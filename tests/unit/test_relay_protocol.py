@@ -86,7 +86,7 @@ def test_every_frame_in_every_state_from_either_side(state, sender, kind):
             hearing.receive(encode(EXAMPLES[kind]), 0)
 
 
-def test_closed_is_the_end():
+def test_nothing_is_read_after_the_last_frame():
     assert not [key for key in TRANSITIONS if key[0] is State.CLOSED]
     relay = connection(Side.RELAY, State.SERVING)
     assert relay.receive(encode(Release()) + encode(Ping()), 0) == [Release()]
@@ -107,7 +107,7 @@ def test_agent_pings_and_the_answer_keeps_it_alive():
     (Side.RELAY, State.GREETING, 10), (Side.AGENT, State.DECIDING, 30), (Side.AGENT, State.ASKED, 3),
     (Side.RELAY, State.SERVING, 45), (Side.AGENT, State.SERVING, 45),
 ])  # fmt: skip
-def test_silence_is_borne_so_long(side, state, seconds):
+def test_silence_times_out(side, state, seconds):
     silent = connection(side, state)
     silent.due(seconds - 0.1)
     with pytest.raises(Refusal, match=r"timeout: (agent|relay) silent for"):
@@ -132,7 +132,7 @@ def test_relay_chooses_the_heartbeat():
 def test_relays_are_ordered_by_load():
     """Share of the ports first, then streams; one without a free port comes last, whatever its size."""
     loads = [Load(0, 10, 5), Load(0, 100, 9), Load(10, 90, 0), Load(2, 8, 0), Load(1, 0, 0), Load(0, 0, 0)]
-    found = sorted([*loads[3:], *loads[:3]], key=protocol.crowded)
+    found = sorted([*loads[3:], *loads[:3]], key=protocol.load_order)
     assert (found[:4], set(found[4:])) == (loads[:4], set(loads[4:]))
 
 
@@ -144,7 +144,7 @@ def test_backoff_grows_to_its_bound_and_scatters():
 # -- frames
 
 @pytest.mark.parametrize("frame", EXAMPLES.values(), ids=lambda frame: frame.name)
-def test_round_trip(frame):
+def test_every_frame_is_decoded_as_it_was_encoded(frame):
     assert Decoder().feed(encode(frame)) == [frame]
 
 
@@ -244,7 +244,7 @@ def test_other_versions_are_refused_before_their_fields_are_judged(version):
         Decoder().feed(raw({"frame": "register", "version": version, "unheard": "of"}))
 
 
-def test_the_largest_frame_and_one_more():
+def test_frames_are_limited_in_length():
     """16 certificates as large as the table allows do not fit: the frame's own limit holds."""
     with pytest.raises(ValueError, match="longer than 65536"):
         encode(Register(1, ("A" * 16384,) * 4, "p", None))
@@ -252,7 +252,7 @@ def test_the_largest_frame_and_one_more():
     assert Decoder().feed(encode(big)) == [big]
 
 
-def test_preface():
+def test_preface_gives_its_token_or_is_refused():
     token = bytes(range(32))
     assert protocol.read_preface(protocol.preface(token)) == token
     assert protocol.PREFACE[0] != 0x16
@@ -296,13 +296,13 @@ def test_unusable_ports_are_passed_over():
     refused("range_exhausted", leases.register, wish(), PILOT, "", 1000, 0, {41000, 41001})
 
 
-def test_unused_limits_are_freed_again():
+def test_ended_leases_do_not_count_for_the_limit():
     leases = book(per_dn=1)
     leases.end(leases.register(wish(), PILOT, "", 1000, 0))
     leases.register(wish(), PILOT, "", 1000, 0)
 
 
-def test_limit_per_dn():
+def test_leases_are_limited_per_dn():
     leases = book(per_dn=1)
     leases.register(wish(), PILOT, "", 1000, 0)
     refused("too_many_leases", leases.register, wish(), PILOT, "", 1000, 0)
@@ -333,7 +333,7 @@ def test_expired_proxies_open_and_renew_nothing():
     refused("lease_unknown", leases.register, wish(lease.id), PILOT, "", 3000, 1000)
 
 
-def test_due_by_proxy_and_by_grace():
+def test_leases_are_due_when_the_proxy_or_the_grace_period_ends():
     leases = book()
     short, lost, kept = (leases.register(wish(), PILOT, "", expires, 0) for expires in (100, 1000, 1000))
     leases.lose(lost, 0)
@@ -391,7 +391,7 @@ def test_no_port_is_ever_held_twice(steps):
 
 # -- tokens
 
-def test_a_token_works_once_and_not_for_long():
+def test_token_works_once_and_expires():
     tokens = TokenBook()
     first, second, third = (tokens.issue(name, 0.0) for name in "abc")
     assert tokens.redeem(first, 1.0) == "a"

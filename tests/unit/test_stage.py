@@ -239,14 +239,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 # --- what is packed ---
 
 
-def test_the_relay_agent_is_one_reproducible_zip_application(tmp_path: Path) -> None:
-    agent = tmp_path / "relay_agent.pyz"
-    agent.write_bytes(stage.relay_agent())
-    assert agent.read_bytes() == stage.relay_agent()
-    done = subprocess.run(["python3", "-I", str(agent), "--help"], capture_output=True, text=True, check=True)
-    assert {"--server", "--proxy", "--cadir", "--state", "--pilot"} <= set(re.findall(r"--\w+", done.stdout))
-
-
 def test_without_condor_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r'install.*condor = "none"'):
         stage.host_condor(tmp_path)

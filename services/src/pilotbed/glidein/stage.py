@@ -56,11 +56,12 @@ import sys
 import tarfile
 import time
 import tomllib
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pilotbed.relay.zipapp import agent_zipapp
 
 #: The scripts that this package brings for the worker.
 SCRIPTS = Path(__file__).parent / "stage"
@@ -412,7 +413,7 @@ def factory_main(
             Staged("condor.tar.gz", tarball, "untar", "after_file_list", output="CONDOR_DIR"),
         ]
     files += [
-        Staged("relay_agent.pyz", relay_agent(), list="after_file_list", output="RELAY_AGENT"),
+        Staged("relay_agent.pyz", agent_zipapp(), list="after_file_list", output="RELAY_AGENT"),
         script("traversal_setup.sh", "exec", list="after_file_list"),
     ]
     return files, [startup], {"last_script": stamped(startup.name, startup.content)}
@@ -486,25 +487,6 @@ def host_condor(root: Path = Path("/usr")) -> bytes:
             member.size, member.mode, member.mtime = len(content), 0o755, 0
             archive.addfile(member, io.BytesIO(content))
     return gzip.compress(plain.getvalue(), compresslevel=6, mtime=0)
-
-
-def relay_agent() -> bytes:
-    """Return the relay's agent as a zip application that needs nothing but Python's standard library.
-
-    Raises:
-        StageError: a source file is missing.
-    """
-    package = Path(__file__).parent.parent
-    sources = {
-        f"pilotbed/{name}": read(package / name, "relay agent")
-        for name in ("__init__.py", "relay/__init__.py", "relay/protocol.py", "relay/agent.py")
-    }
-    sources["__main__.py"] = b"import sys\nfrom pilotbed.relay.agent import main\nsys.exit(main())\n"
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in sorted(sources.items()):
-            archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's default date makes equal input equal output
-    return out.getvalue()
 
 
 # --- the directory -------------------------------------------------------------------------------------------------

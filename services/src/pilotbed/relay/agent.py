@@ -1,7 +1,6 @@
 """The relay's agent: runs beside a daemon that nobody can connect to, and brings it the connections of a public port.
 
-Standard library only; with `pilotbed/__init__.py`, `pilotbed/relay/__init__.py` and `pilotbed/relay/protocol.py` it is
-all that a zipapp needs.
+Standard library only, as are the modules that it imports: `zipapp` makes one file of them, for a worker.
 """
 
 import argparse
@@ -22,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
 
-from pilotbed.relay import Dial, Joint, Traffic, event, log_to_stderr, reset, write_durably
+from pilotbed.relay.files import write_durably
+from pilotbed.relay.log import event, log_to_stderr
 from pilotbed.relay.protocol import (
     MAX_SOURCES,
     VERSION,
@@ -39,10 +39,12 @@ from pilotbed.relay.protocol import (
     Release,
     Side,
     backoff,
-    crowded,
+    load_order,
     network,
     preface,
 )
+from pilotbed.relay.sockets import Dial, reset
+from pilotbed.relay.streams import Forwarder, Traffic
 
 EXIT_REFUSED = 3  # for good: the port is not (or no longer) ours
 STREAMS = 1000  # at a time; the relay has its own, lower limit
@@ -78,7 +80,7 @@ class Settings:
     sources: tuple[str, ...]
 
 
-class Control(asyncio.Protocol):
+class ControlConnection(asyncio.Protocol):
     """A connection to a relay: between a frame and what is done about it lies no turn of the loop.
 
     Args:
@@ -110,11 +112,11 @@ class Control(asyncio.Protocol):
         assert self._transport is not None
         return str(self._transport.get_extra_info("sockname")[0])
 
-    def say(self, frame: Frame) -> None:
+    def send(self, frame: Frame) -> None:
         """Send a frame if it may be sent now (the connection can be lost, or the lease ended, at any moment)."""
         if self._transport and self._connection.may(frame):
             self._transport.write(self._connection.send(frame, self._loop.time()))
-            self._watch()
+            self._set_timer()
 
     def close(self) -> None:
         """Hang up when all is sent."""
@@ -134,14 +136,14 @@ class Control(asyncio.Protocol):
         except (Refusal, OSError) as error:
             self._end(error)
         if self._connection.state is not before:
-            self._watch()
+            self._set_timer()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or ConnectionError("the relay closed the connection"))
         self._transport = None
         self.closed.set_result(None)
 
-    def _watch(self) -> None:
+    def _set_timer(self) -> None:
         """Set the timer of the state in which the connection is now."""
         if self._timer:
             self._timer.cancel()
@@ -156,7 +158,7 @@ class Control(asyncio.Protocol):
             return
         if self._transport and beat:
             self._transport.write(beat)
-        self._watch()
+        self._set_timer()
 
     def _end(self, error: Exception) -> None:
         if not self.ended.done():
@@ -167,35 +169,35 @@ class Control(asyncio.Protocol):
 class Stream:
     """A stream: the target first, so that a dead daemon is told apart from a dead relay."""
 
-    __slots__ = ("_agent", "_dial", "_inner", "_joint", "_relay", "_request")
+    __slots__ = ("_agent", "_dial", "_forwarder", "_inner", "_relay", "_request")
 
     def __init__(self, agent: "Agent", request: Open, target: Address, relay: Address) -> None:
         self._agent, self._request, self._relay = agent, request, relay
         self._inner: socket.socket | None = None
-        self._joint: Joint | None = None
-        self._dial = Dial(target, CONNECT_TIMEOUT, self._reached)
+        self._forwarder: Forwarder | None = None
+        self._dial = Dial(target, CONNECT_TIMEOUT, self._target_connected)
         agent.streams.add(self)
         self._dial.start()
 
     def stop(self) -> None:
         """Reset both sides."""
         self._agent.streams.remove(self)
-        if self._joint:
-            self._joint.cut()
+        if self._forwarder:
+            self._forwarder.abort()
             return
         self._dial.cancel()
         if self._inner:
             reset(self._inner)
 
-    def _reached(self, inner: socket.socket | OSError) -> None:
+    def _target_connected(self, inner: socket.socket | OSError) -> None:
         if isinstance(inner, OSError):
             self._failed(inner)
             return
         self._inner = inner
-        self._dial = Dial(self._relay, CONNECT_TIMEOUT, self._brought)
+        self._dial = Dial(self._relay, CONNECT_TIMEOUT, self._relay_connected)
         self._dial.start()
 
-    def _brought(self, outer: socket.socket | OSError) -> None:
+    def _relay_connected(self, outer: socket.socket | OSError) -> None:
         assert self._inner is not None
         try:
             if isinstance(outer, OSError):
@@ -207,7 +209,7 @@ class Stream:
             reset(self._inner)
             self._failed(error)
             return
-        self._joint = Joint(outer, self._inner, self._agent.traffic, self._ended)
+        self._forwarder = Forwarder(outer, self._inner, self._agent.traffic, self._ended)
 
     def _failed(self, error: Exception) -> None:
         self._agent.streams.remove(self)
@@ -231,7 +233,7 @@ class Agent:
         self._published = False  # by this process; then another port would be of no use to anybody
         self._attempt = 0
         self._target: Address | None = None  # its host a number
-        self._control: Control | None = None
+        self._control: ControlConnection | None = None
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -290,21 +292,21 @@ class Agent:
         if len(servers) == 1:
             return list(servers)
         loads = dict(zip(servers, await asyncio.gather(*map(self._load, servers)), strict=True))
-        told = {server: crowded(load) for server, load in loads.items() if load}
+        told = {server: load_order(load) for server, load in loads.items() if load}
         return sorted(servers, key=lambda server: (server not in told, told.get(server), random.random()))  # noqa: S311
 
     async def _load(self, server: Address) -> Load | None:
         told: list[Load] = []
 
-        def hear(frame: Frame) -> None:
+        def receive(frame: Frame) -> None:
             if isinstance(frame, Load):
                 told.append(frame)
             elif isinstance(frame, Refused):
                 raise Refusal(frame.code, frame.reason, frame.final)
 
         try:
-            async with asyncio.timeout(QUERY_TIMEOUT), self._connected(server, hear) as (control, _):
-                control.say(Query(VERSION))
+            async with asyncio.timeout(QUERY_TIMEOUT), self._connected(server, receive) as (control, _):
+                control.send(Query(VERSION))
                 error = await control.ended  # the relay hangs up after its answer
                 if not told:
                     raise error
@@ -317,11 +319,11 @@ class Agent:
     @contextlib.asynccontextmanager
     async def _connected(
         self, server: Address, act: Callable[[Frame], None]
-    ) -> AsyncIterator[tuple[Control, tuple[str, ...]]]:
+    ) -> AsyncIterator[tuple[ControlConnection, tuple[str, ...]]]:
         """TLS to a relay, and the certificates for the first frame."""
         context, chain = self._credentials()
         opening = asyncio.get_running_loop().create_connection(
-            lambda: Control(act), *server, ssl=context, server_hostname=server[0]
+            lambda: ControlConnection(act), *server, ssl=context, server_hostname=server[0]
         )
         try:
             _, control = await asyncio.wait_for(opening, 20)
@@ -347,7 +349,7 @@ class Agent:
         async with self._connected(server, partial(self._act, server)) as (control, chain):
             self._control = control
             try:
-                control.say(Register(VERSION, chain, self.settings.pilot, self._lease, self.settings.sources))
+                control.send(Register(VERSION, chain, self.settings.pilot, self._lease, self.settings.sources))
                 while _stamp(self.settings.proxy) in (stamp, None):
                     await asyncio.wait({control.ended}, timeout=PROXY_CHECK)
                     if control.ended.done():
@@ -387,7 +389,7 @@ class Agent:
         """Tell the relay that a stream cannot be had."""
         event(_log, "stream_failed", level=logging.WARNING, stream=stream, reason=reason)
         if self._control:
-            self._control.say(Failed(stream, reason))
+            self._control.send(Failed(stream, reason))
 
     def _reserve(self, port: int) -> None:
         """Have the lease's port on this host, too, for the daemon.
@@ -415,7 +417,7 @@ class Agent:
     def _release(self) -> None:
         """Give the lease back."""
         if self._control:
-            self._control.say(Release())
+            self._control.send(Release())
         self._forget()
 
     def _registered(self, frame: Registered, server: Address) -> None:

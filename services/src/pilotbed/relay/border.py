@@ -19,8 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilotbed.relay import Dial, Joint, Traffic, event, reset
-from pilotbed.relay.service import Address, Figure, Networks, Service, command, where
+from pilotbed.relay.listener import Address, format_address
+from pilotbed.relay.log import event
+from pilotbed.relay.metrics import Metric
+from pilotbed.relay.networks import Networks
+from pilotbed.relay.service import Service, command
+from pilotbed.relay.sockets import Dial, reset
+from pilotbed.relay.streams import Forwarder, Traffic
 
 SO_ORIGINAL_DST = 80  # getsockopt(SOL_IP) after a redirect: struct sockaddr_in (linux/netfilter_ipv4.h)
 RESOLVE = 60.0  # seconds between two looks at the addresses of targets' names
@@ -106,23 +111,23 @@ def original_target(sock: socket.socket) -> tuple[str, int]:
     return socket.inet_ntoa(address), port
 
 
-class Passage:
+class Stream:
     """A connection that is carried, from the dialling of the border's own one on."""
 
-    __slots__ = ("_began", "_border", "_dial", "_inner", "_joint", "_peer", "_target", "_traffic")
+    __slots__ = ("_began", "_border", "_dial", "_forwarder", "_inner", "_peer", "_target", "_traffic")
 
     def __init__(self, border: "Border", inner: socket.socket, peer: str, target: tuple[str, int]) -> None:
         self._border, self._inner, self._peer, self._target = border, inner, peer, target
         self._traffic, self._began = Traffic(border.traffic), time.monotonic()
-        self._joint: Joint | None = None
+        self._forwarder: Forwarder | None = None
         self._dial = Dial(target, border.config.connect_timeout, self._dialled)
-        border.passages.add(self)
+        border.streams.add(self)
         self._dial.start()
 
     def stop(self) -> None:
         """Reset both sides."""
-        if self._joint:
-            self._joint.cut()
+        if self._forwarder:
+            self._forwarder.abort()
         else:
             self._dial.cancel()
             reset(self._inner)
@@ -130,20 +135,21 @@ class Passage:
 
     def _dialled(self, outer: socket.socket | OSError) -> None:
         if isinstance(outer, OSError):
-            self._border.passages.remove(self)
+            self._border.streams.remove(self)
             reset(self._inner)
-            self._border.count("unreachable", outer.strerror or "", peer=self._peer, target=where(self._target))
+            target = format_address(self._target)
+            self._border.refusals.record("unreachable", outer.strerror or "", peer=self._peer, target=target)
             return
-        self._joint = Joint(
+        self._forwarder = Forwarder(
             outer, self._inner, self._traffic,
             lambda error: self._ended((error.strerror or str(error)) if error else "eof"),
         )  # fmt: skip
 
     def _ended(self, end: str) -> None:
-        self._border.passages.remove(self)
+        self._border.streams.remove(self)
         traffic = self._traffic
         event(
-            self._border.log, "stream", peer=self._peer, target=where(self._target), inward=traffic.inward,
+            self._border.log, "stream", peer=self._peer, target=format_address(self._target), inward=traffic.inward,
             outward=traffic.outward, seconds=f"{time.monotonic() - self._began:.1f}", end=end,
         )  # fmt: skip
 
@@ -157,13 +163,13 @@ class Border(Service):
     """
 
     def __init__(self, config: Config, target_of: Callable[[socket.socket], tuple[str, int]] = original_target) -> None:
-        super().__init__("border", config.status_socket)
+        super().__init__("border", config.status_socket, REFUSALS)
         self.config, self.target_of = config, target_of
         self.traffic = Traffic()
         self.total = 0
         self._sources, self._rules = config.networks(), config.rules()
         self._names: dict[str, frozenset[str]] = {}
-        self.passages: set[Passage] = set()
+        self.streams: set[Stream] = set()
 
     async def start(self) -> None:
         """Look up the names, listen. Raises: OSError."""
@@ -176,8 +182,8 @@ class Border(Service):
     async def stop(self) -> None:
         """Close everything."""
         self.close_listener()
-        for passage in list(self.passages):
-            passage.stop()
+        for stream in list(self.streams):
+            stream.stop()
         await super().stop()
         event(self.log, "stopped")
 
@@ -202,7 +208,7 @@ class Border(Service):
             await asyncio.sleep(RESOLVE)
             await self._resolve()
 
-    def judge(self, source: str, target: tuple[str, int], here: tuple[str, int]) -> tuple[str, str] | None:
+    def refusal(self, source: str, target: tuple[str, int], here: tuple[str, int]) -> tuple[str, str] | None:
         """Why a connection is refused (code, text for people), or None.
 
         Args:
@@ -216,8 +222,8 @@ class Border(Service):
             return "not_redirected", "came to the border itself, which would connect to itself for ever"
         if not any(rule.allows(*target, self._names) for rule in self._rules):
             return "target_refused", "no rule allows this target"
-        if len(self.passages) >= self.config.connections:
-            return "overload", f"{len(self.passages)} connections are carried already"
+        if len(self.streams) >= self.config.connections:
+            return "overload", f"{len(self.streams)} connections are carried already"
         return None
 
     def _accepted(self, sock: socket.socket, peer: Address) -> None:
@@ -226,39 +232,39 @@ class Border(Service):
             target = self.target_of(sock)
         except OSError:  # no entry in the kernel's table of connections
             target = here
-        refused = self.judge(peer[0], target, here)
+        refused = self.refusal(peer[0], target, here)
         if refused:
-            self.count(*refused, peer=where(peer), target=where(target))
+            self.refusals.record(*refused, peer=format_address(peer), target=format_address(target))
             reset(sock)
             return
         self.total += 1
-        Passage(self, sock, where(peer), target)
+        Stream(self, sock, format_address(peer), target)
 
     def status(self) -> dict[str, Any]:
         """What `pilotbed-border status` prints."""
         return {
             "started": int(self.started),
             "targets": list(self.config.targets),
-            "streams": len(self.passages),
+            "streams": len(self.streams),
             "streams_total": self.total,
             "bytes_inward": self.traffic.inward,
             "bytes_outward": self.traffic.outward,
-            **self.ledger(),
+            **self.refusals.status(),
         }
 
-    def figures(self) -> list[Figure]:
+    def metrics(self) -> list[Metric]:
         """What Prometheus gets, beside the refusals."""
         moved = {"inward": self.traffic.inward, "outward": self.traffic.outward}
         return [
-            Figure("streams", "Connections carried", {"": len(self.passages)}),
-            Figure("streams", "Connections opened", {"": self.total}, counter=True),
-            Figure("bytes", "Bytes carried", moved, "direction", counter=True),
+            Metric("streams", "Connections carried", {"": len(self.streams)}),
+            Metric("streams", "Connections opened", {"": self.total}, counter=True),
+            Metric("bytes", "Bytes carried", moved, "direction", counter=True),
         ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; exit codes: 0, 1 something failed (said on stderr), 2 usage."""
-    return command("border", (__doc__ or "").splitlines()[0], Config, Border, REFUSALS, arguments)
+    return command("border", (__doc__ or "").splitlines()[0], Config, Border, arguments)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A control connection (TLS) carries frames: four bytes of length, big endian, then a JSON object. A stream connection
 (plain TCP to the same port; its bytes are the application's, which protects them itself) starts with a preface that
-holds the one-time token out of an `open` frame. Standard library only: the pilot stages this module for its agent.
+holds the one-time token out of an `open` frame. Standard library only: it is part of the agent's zipapp.
 """
 
 import ipaddress
@@ -437,7 +437,7 @@ def read_preface(data: bytes) -> bytes:
     return data[5:]
 
 
-def crowded(load: Load) -> tuple[bool, float, int]:
+def load_order(load: Load) -> tuple[bool, float, int]:
     """By what relays are ordered, the one to take first: those with free ports, by share of ports given, by streams."""
     ports = load.leases + load.free
     return load.free == 0, load.leases / ports if ports else 1.0, load.streams

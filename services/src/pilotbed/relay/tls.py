@@ -1,4 +1,4 @@
-"""A TLS connection of the server, directly on a non-blocking socket.
+"""The server's TLS, directly on non-blocking sockets.
 
 asyncio's own TLS throws the alert away that says why a certificate was refused (the client then sees a bare end of
 file), and holds 256 kB a connection. An idle connection here is two callbacks in the loop's table, no coroutine.
@@ -10,11 +10,43 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
-from pilotbed.relay import readable, writable
+from pilotbed.relay.sockets import readable, writable
 
 _UNSENT = 1 << 20  # bytes for a peer that does not read; then it is cut off
 _LINGER = 2.0  # seconds for the peer to take our last words
+
+
+class ServerContext:
+    """TLS for agents; made anew when a file changed, because OpenSSL keeps what it read.
+
+    Args:
+        certificate, key: of the server (PEM).
+        ca_directory: HASH.0 of the CAs that agents may come from.
+    """
+
+    def __init__(self, certificate: Path, key: Path, ca_directory: Path) -> None:
+        self._certificate, self._key, self._ca_directory = certificate, key, ca_directory
+        self._made: tuple[object, ssl.SSLContext] | None = None
+
+    def current(self) -> ssl.SSLContext:
+        """The context of the files as they are now. Raises: OSError (ssl.SSLError is one)."""
+        stamp = [path.stat().st_mtime_ns for path in (self._certificate, self._key, self._ca_directory)]
+        if self._made is None or self._made[0] != stamp:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.num_tickets = 0  # a resumed session would skip the verification of the certificate
+            # OpenSSL keeps the peer's key share as long as the connection: of the hybrid with ML-KEM, 6 kB an agent.
+            # What passes here is of no use to somebody who can decrypt it in ten years.
+            with contextlib.suppress(ssl.SSLError):  # Python 3.11 knows NIST's curves only: it does without
+                context.set_ecdh_curve("X25519")
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
+            context.load_cert_chain(self._certificate, self._key)
+            context.load_verify_locations(capath=str(self._ca_directory))
+            self._made = (stamp, context)
+        return self._made[1]
 
 
 class TlsSocket:
@@ -25,7 +57,7 @@ class TlsSocket:
         context: a server's.
     """
 
-    __slots__ = ("_ended", "_heard", "_loop", "_sock", "_unsent", "closing")
+    __slots__ = ("_ended", "_loop", "_received", "_sock", "_unsent", "closing")
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         self._sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
@@ -50,9 +82,9 @@ class TlsSocket:
         """The certificate (DER) whose key the peer proved to have; empty if it showed none."""
         return self._sock.getpeercert(binary_form=True) or b""
 
-    def listen(self, heard: Callable[[bytes], None], ended: Callable[[OSError | None], None]) -> None:
-        """Call `heard` with what the peer sends, and `ended` once when it has ended, or with what broke it."""
-        self._heard, self._ended = heard, ended
+    def listen(self, received: Callable[[bytes], None], ended: Callable[[OSError | None], None]) -> None:
+        """Call `received` with what the peer sends, and `ended` once when it has ended, or with what broke it."""
+        self._received, self._ended = received, ended
         self._loop.add_reader(self._sock.fileno(), self._read)
         self._read()  # what came with the end of the handshake waits in OpenSSL, not in the socket
 
@@ -71,7 +103,7 @@ class TlsSocket:
                 self._stop(error)
                 return
             if data:
-                self._heard(data)
+                self._received(data)
             else:
                 self._stop(None)
 

@@ -12,7 +12,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pilotbed.relay import Joint, Pipe, reset
+from pilotbed.relay.sockets import reset
+from pilotbed.relay.streams import Forwarder, Pipe
 from pilotbed.service import inherited, notify
 
 _DESCRIPTORS = 6  # of a stream: two sockets, two pipes
@@ -20,11 +21,11 @@ _PARTS = ("sockets", "inward", "outward")
 
 
 @dataclass
-class Kept:
+class StoredStream:
     """A stream of an earlier process.
 
     Attributes:
-        name: of what is kept.
+        name: of its entries in the store.
         sockets: both.
         pipes: towards the daemon, and away from it; None for a direction that had ended.
     """
@@ -42,51 +43,51 @@ class Kept:
             os.close(pipe[1])
 
 
-class Keeper:
-    """What systemd keeps for this process: as many streams as the unit's FileDescriptorStoreMax= has room for."""
+class DescriptorStore:
+    """What systemd stores for this process: as many streams as the unit's FileDescriptorStoreMax= has room for."""
 
     def __init__(self) -> None:
         self._room = int(os.environ.get("FDSTORE", "0")) // _DESCRIPTORS
 
-    def keep(self, joint: Joint) -> str:
-        """Have a stream kept; return its name, "" where that cannot be.
+    def store(self, forwarder: Forwarder) -> str:
+        """Have a stream stored; return its name, "" where that cannot be.
 
         Raises:
             OSError: there are no descriptors for that now.
         """
-        pipes = joint.own_pipes() if self._room > 0 else (None, None)
+        pipes = forwarder.pin_pipes() if self._room > 0 else (None, None)
         if not any(pipes):
             return ""
         self._room -= 1
         name = secrets.token_hex(8)
-        parts = (joint.outer.fileno(), joint.inner.fileno()), *pipes
+        parts = (forwarder.outer.fileno(), forwarder.inner.fileno()), *pipes
         # The sockets come last: without them nobody takes what was handed over before this process was killed.
         try:
             for part, descriptors in reversed(list(zip(_PARTS, parts, strict=True))):
                 if descriptors:
-                    # A peer that hangs up is for the relay to hear of, not a reason to keep no longer (FDPOLL).
+                    # A peer that hangs up is for the relay to hear of, not a reason to remove it (FDPOLL).
                     notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}.{part}", descriptors)
         except OSError:
-            self.drop(name)
+            self.remove(name)
             raise
         return name
 
-    def drop(self, name: str) -> None:
-        """Keep a stream no longer."""
+    def remove(self, name: str) -> None:
+        """Have a stream stored no longer."""
         self._room += 1
         for part in _PARTS:
             notify(f"FDSTOREREMOVE=1\nFDNAME={name}.{part}")
 
-    def kept(self) -> Iterator[Kept]:
-        """What an earlier process had kept; once. They count as this one's."""
-        found: dict[str, Kept] = {}
+    def restore(self) -> Iterator[StoredStream]:
+        """The streams that an earlier process had stored; once. They count as this one's."""
+        found: dict[str, StoredStream] = {}
         for label, descriptors in inherited().items():
             name, _, part = label.rpartition(".")
-            stream = found.setdefault(name, Kept(name))
+            stream = found.setdefault(name, StoredStream(name))
             if part == _PARTS[0]:
                 stream.sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
             elif part in _PARTS and len(descriptors) == 2:  # both ends, in no order
-                reads, writes = sorted(descriptors, key=_writes)
+                reads, writes = sorted(descriptors, key=_is_writing_end)
                 stream.pipes[_PARTS.index(part) - 1] = reads, writes
             else:
                 for descriptor in descriptors:
@@ -95,5 +96,5 @@ class Keeper:
         yield from found.values()
 
 
-def _writes(descriptor: int) -> bool:
+def _is_writing_end(descriptor: int) -> bool:
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
