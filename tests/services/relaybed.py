@@ -98,9 +98,9 @@ class Manager:
         self.path, self.room, self.kept = directory / "notify.sock", room, []
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind(str(self.path))
-        threading.Thread(target=self._hear, daemon=True).start()
+        threading.Thread(target=self._receive, daemon=True).start()
 
-    def _hear(self):
+    def _receive(self):
         with contextlib.suppress(OSError):
             while True:
                 data, descriptors, _, _ = socket.recv_fds(self.sock, 4096, 253)
@@ -269,10 +269,10 @@ class Scripted:
         self.connection = Connection(Side.AGENT, 0)
         self.frames = []
 
-    def say(self, frame):
+    def send(self, frame):
         self.sock.sendall(self.connection.send(frame, 0))
 
-    def hear(self):
+    def receive(self):
         while not self.frames:
             data = self.sock.recv(65536)
             assert data, "the relay hung up"
@@ -280,8 +280,8 @@ class Scripted:
         return self.frames.pop(0)
 
     def register(self, chain=None, lease=None):
-        self.say(Register(1, chain or self.chain, "scripted", lease))
-        return self.hear()
+        self.send(Register(1, chain or self.chain, "scripted", lease))
+        return self.receive()
 
 
 def stream(bed, token):

@@ -411,7 +411,7 @@ def test_token_works_once(bed):
     lease = agent.register()
     assert isinstance(lease, Registered)
     client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
-    asked = agent.hear()
+    asked = agent.receive()
     assert isinstance(asked, Open)
     first = stream(bed, bytes.fromhex(asked.token))
     first.sendall(b"hello")
@@ -430,7 +430,7 @@ def test_token_expires_with_its_client(bed):
     agent = Scripted(bed)
     lease = agent.register()
     client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 20))
-    token = bytes.fromhex(agent.hear().token)
+    token = bytes.fromhex(agent.receive().token)
     began = time.monotonic()
     with pytest.raises(ConnectionResetError):
         client.recv(1)
@@ -464,9 +464,9 @@ def test_nothing_secret_is_logged(served):
     client.close()
     agent = Scripted(served)
     lease = agent.register()
-    knock = served.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
-    token = agent.hear().token
-    knock.close()
+    client = served.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
+    token = agent.receive().token
+    client.close()
     assert "event=stream" in eventually(lambda: "event=stream" in served.relay.text() and served.relay.text())
     seen = served.relay.text() + served.agents[0].text() + json.dumps(served.status())
     assert lease.lease not in seen
@@ -525,11 +525,11 @@ def test_waiting_client_is_asked_for_again_on_a_new_connection(bed):
     first = Scripted(bed)
     lease = first.register()
     client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
-    old = bytes.fromhex(first.hear().token)
+    old = bytes.fromhex(first.receive().token)
     second = Scripted(bed)
     assert second.register(lease=lease.lease).port == lease.port
-    assert first.hear().code == "superseded"
-    again = second.hear()
+    assert first.receive().code == "superseded"
+    again = second.receive()
     with pytest.raises(ConnectionResetError):
         stream(bed, old).recv(1)
     stream(bed, bytes.fromhex(again.token)).sendall(b"here")

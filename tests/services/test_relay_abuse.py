@@ -155,7 +155,7 @@ class Intruder:
             self.chain = tuple(base64.b64encode(c.public_bytes(serialization.Encoding.DER)).decode()
                                for c in credential.chain.certificates)  # fmt: skip
 
-    def say(self, wire):
+    def send(self, wire):
         """Send bytes; return the code of the relay's refusal, if it came to that, when the relay has hung up."""
         with (
             contextlib.suppress(ssl.SSLError, ConnectionError),
@@ -166,7 +166,7 @@ class Intruder:
             return json.loads(b"".join(iter(lambda: sock.recv(65536), b""))[4:])["code"]
 
     def register(self, chain=None, lease=None):
-        return self.say(encode(Register(1, chain or self.chain, "intruder", lease)))
+        return self.send(encode(Register(1, chain or self.chain, "intruder", lease)))
 
 
 def plain(address, wire=b""):
@@ -216,8 +216,8 @@ def attempts(bed):
         "guessed token": (lambda: plain(control, preface(os.urandom(32))), "bad_token", "unknown, used or too old"),
         "another protocol": (lambda: plain(control, b"GET / HTTP/1.0\r\n\r\n"), "bad_frame", "neither TLS nor"),
         "another version": (lambda: plain(control, b"PBRS\x02" + bytes(32)), "bad_version", "stream of version 2"),
-        "out of turn": (lambda: pilot.say(encode(Ping())), "bad_frame", "ping from the agent while greeting"),
-        "no frame": (lambda: pilot.say(b"\xff" * 8), "bad_frame", "a frame announces"),
+        "out of turn": (lambda: pilot.send(encode(Ping())), "bad_frame", "ping from the agent while greeting"),
+        "no frame": (lambda: pilot.send(b"\xff" * 8), "bad_frame", "a frame announces"),
     }
 
 
@@ -255,7 +255,7 @@ def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, 
     assert "event=fault" not in bed.relay.text()
 
 
-KNOCKER = """
+HELLO_SENDER = """
 import socket, sys
 hello = bytes.fromhex(sys.argv[2])
 while True:
@@ -280,7 +280,7 @@ def test_handshakes_give_way_to_traffic_at_full_speed(bed, traffic):
 
     What is counted is whom it answers: throughput as such depends on who else computes on this machine.
     """
-    command = [sys.executable, "-c", KNOCKER, str(bed.control), client_hello().hex()]
+    command = [sys.executable, "-c", HELLO_SENDER, str(bed.control), client_hello().hex()]
     with contextlib.ExitStack() as stack:
         for _ in range(16):
             stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
@@ -329,7 +329,7 @@ def test_replayed_tokens_reach_nobody(bed):
     agent = Scripted(bed, attributed(bed))
     lease = agent.register()
     with socket.create_connection((lease.host, lease.port), 10) as client:
-        token = bytes.fromhex(agent.hear().token)
+        token = bytes.fromhex(agent.receive().token)
         inner = stream(bed, token)
         inner.sendall(b"first")
         assert client.recv(5) == b"first"

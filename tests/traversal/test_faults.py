@@ -106,13 +106,13 @@ class Pilot:
         said = ok(self.worker, "pkill --echo --signal KILL --euid %s --full %s", self.made.account, agent)
         assert said.count("\n") == 1, said
 
-    def knock(self) -> str:
+    def request_port(self) -> str:
         """Return what an agent that wants one more port of its relay is told, with its proxy."""
         command = (
             "runuser --user %s -- env PYTHONPATH=/usr/lib/pilotbed timeout 8 python3 -m pilotbed.relay.agent "
             "--server %s --proxy %s --cadir /etc/grid-security/certificates --state %s"
         )
-        paths = f"{self.made.directory}/proxy.pem", f"{self.made.directory}/knock.json"
+        paths = f"{self.made.directory}/proxy.pem", f"{self.made.directory}/request_port.json"
         return str(
             self.worker.run(command, self.made.account, f"{GRID.fqdn(self.relay)}:{control_port()}", *paths).stderr
         )
@@ -292,7 +292,7 @@ def relay_has_no_ports_left(bed):
         ok(relay, command, unit, OCCUPY, str(ports["first"]), str(ports["last"]))
         try:
             until("every port is taken", lambda: relay.run("journalctl -o cat -u %s", unit).stdout.strip() != "", 15)
-            assert "code=range_exhausted" in pilot.knock()
+            assert "code=range_exhausted" in pilot.request_port()
             run.go_on()
             return run.ends(60)
         finally:
@@ -319,7 +319,7 @@ def relay_has_no_descriptors_left(bed):
             ok(relay, f"systemctl stop {unit}; {prlimit}={limit}:")
         ended = run.ends(60)
     assert main_pid(relay) == pid
-    assert "event=registered" in pilot.knock()
+    assert "event=registered" in pilot.request_port()
     return ended
 
 
@@ -333,13 +333,13 @@ def relay_has_no_disk_left(bed):
             f"cp -a {kept}/. {state} && {{ cat /dev/zero > {state}/filler 2>/dev/null || true; }}",
         )
         try:
-            assert "code=storage" in pilot.knock()
+            assert "code=storage" in pilot.request_port()
             run.go_on()
             time.sleep(15)
         finally:
             ok(relay, f"umount {state} && rm -rf {kept}")
         ended = run.ends(60)
-    assert "event=registered" in pilot.knock()
+    assert "event=registered" in pilot.request_port()
     return ended
 
 

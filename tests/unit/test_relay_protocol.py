@@ -312,7 +312,7 @@ def test_leases_are_limited_per_dn():
 def test_the_same_lease_again_renews_it():
     leases = book(per_dn=1)
     lease = leases.register(wish(), PILOT, "", 1000, 0)
-    leases.lose(lease, 10)
+    leases.agent_lost(lease, 10)
     again = leases.register(wish(lease.id), PILOT, "", 2000, 20)
     assert (again.port, again.expires, again.lost) == (lease.port, 2000, None)
     assert leases.due(1500) == []
@@ -336,7 +336,7 @@ def test_expired_proxies_open_and_renew_nothing():
 def test_leases_are_due_when_the_proxy_or_the_grace_period_ends():
     leases = book()
     short, lost, kept = (leases.register(wish(), PILOT, "", expires, 0) for expires in (100, 1000, 1000))
-    leases.lose(lost, 0)
+    leases.agent_lost(lost, 0)
     assert leases.due(99) == []
     assert leases.due(300) == [(short, "proxy_expired"), (lost, "grace")]
     leases.end(short)
@@ -376,7 +376,7 @@ def test_no_port_is_ever_held_twice(steps):
             elif held and step == "e":
                 leases.end(held[which % len(held)])
             elif held and step == "l":
-                leases.lose(held[which % len(held)], now)
+                leases.agent_lost(held[which % len(held)], now)
             elif step == "d":
                 now += 60
                 for lease, _ in leases.due(now):
@@ -397,7 +397,7 @@ def test_token_works_once_and_expires():
     assert tokens.redeem(first, 1.0) == "a"
     assert tokens.redeem(first, 1.0) is None
     assert tokens.redeem(second, protocol.TOKEN_LIFETIME) is None
-    tokens.withdraw(third)
+    tokens.revoke(third)
     assert tokens.redeem(third, 1.0) is None
     assert tokens.redeem(bytes(32), 1.0) is None
     assert len(tokens) == 0

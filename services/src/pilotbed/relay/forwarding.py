@@ -104,7 +104,7 @@ class Forwarding:
         """Ask the agent for a stream connection."""
         assert stream.port.control is not None
         if stream.token:
-            self._tokens.withdraw(stream.token)
+            self._tokens.revoke(stream.token)
         stream.token = self._tokens.issue(stream, time.monotonic())
         stream.port.control.send(Open(stream.number, stream.token.hex(), stream.peer))
 
@@ -153,7 +153,7 @@ class Forwarding:
         """Give up a stream that is not carried yet."""
         self._remove(stream)
         if stream.token:
-            self._tokens.withdraw(stream.token)
+            self._tokens.revoke(stream.token)
         reset(stream.client)
         if code:
             self._refusals.record(code, reason, peer=stream.peer, dn=stream.port.lease.dn)

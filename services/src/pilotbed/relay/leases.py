@@ -45,7 +45,7 @@ class Lease:
         return hashlib.sha256(self.id.encode()).hexdigest()[:10]
 
 
-_KEPT = tuple(field.name for field in fields(Lease) if field.name != "lost")
+_SAVED = tuple(field.name for field in fields(Lease) if field.name != "lost")
 
 
 class LeaseBook:
@@ -102,7 +102,7 @@ class LeaseBook:
         self._add(lease)
         return lease
 
-    def lose(self, lease: Lease, now: float) -> None:
+    def agent_lost(self, lease: Lease, now: float) -> None:
         """The agent is gone; the lease waits for it for `grace` seconds."""
         lease.lost = now
 
@@ -157,7 +157,7 @@ class LeaseBook:
         self._write(lease)
 
     def _write(self, lease: Lease) -> None:
-        self._text[lease.id] = json.dumps({name: getattr(lease, name) for name in _KEPT})
+        self._text[lease.id] = json.dumps({name: getattr(lease, name) for name in _SAVED})
 
     def _free_port(self, unusable: Collection[int]) -> int:
         start = self._last - self.ports[0] + 1
@@ -197,7 +197,7 @@ class TokenBook(Generic[_Waiting]):
         until, waiting = self._waiting.pop(self._key(token), (now, None))
         return waiting if now < until else None
 
-    def withdraw(self, token: bytes) -> None:
+    def revoke(self, token: bytes) -> None:
         """Forget a token, used or not."""
         self._waiting.pop(self._key(token), None)
 

@@ -140,7 +140,7 @@ class Ports:
             except OSError as error:
                 self._log_busy(port, error)
                 if wish.lease is not None:
-                    self._book.lose(lease, time.time())
+                    self._book.agent_lost(lease, time.time())
                     raise Refusal("port_busy", f"port {lease.port} is in use on the relay's host just now") from None
                 unusable.append(lease.port)
                 self._book.end(lease)
@@ -154,7 +154,7 @@ class Ports:
         port = self.of(control.lease)
         if port is not None and port.control is control:
             port.control = None
-            self._book.lose(port.lease, time.time())
+            self._book.agent_lost(port.lease, time.time())
             event(self._log, "agent_lost", lease=port.lease.label, port=port.lease.port, pilot=port.lease.pilot)
 
     def due(self) -> list[tuple[Port, str]]:

@@ -331,7 +331,7 @@ TRANSITIONS: Mapping[tuple[State, Side, type[Frame]], State] = {
 }
 
 # Seconds that each side bears silence of the other in a state; while serving: heartbeats missed.
-PATIENCE: Mapping[tuple[Side, State], float] = {
+SILENCE_TIMEOUTS: Mapping[tuple[Side, State], float] = {
     (Side.RELAY, State.GREETING): 10.0,
     (Side.AGENT, State.ASKED): 3.0,  # somebody else answers sooner
     (Side.AGENT, State.DECIDING): 30.0,
@@ -348,13 +348,13 @@ class Connection:
         heartbeat: the relay's choice, seconds; the agent learns it from `registered`.
     """
 
-    __slots__ = ("_decoder", "_heard", "_other", "_said", "heartbeat", "side", "state")
+    __slots__ = ("_decoder", "_other", "_received", "_sent", "heartbeat", "side", "state")
 
     def __init__(self, side: Side, now: float, heartbeat: int = 15) -> None:
         self.side, self.state, self.heartbeat = side, State.GREETING, heartbeat
         self._other = Side.AGENT if side is Side.RELAY else Side.RELAY
         self._decoder = Decoder()
-        self._heard = self._said = now
+        self._received = self._sent = now
 
     def receive(self, data: bytes, now: float) -> list[Frame]:
         """Frames for the shell to act on, in order; after the last frame of a connection nothing more is read.
@@ -362,7 +362,7 @@ class Connection:
         Raises:
             Refusal: the other side broke the protocol; the relay sends it as `refused`, then both hang up.
         """
-        self._heard = now
+        self._received = now
         frames: list[Frame] = []
         for frame in self._decoder.feed(data) if self.state is not State.CLOSED else ():
             if self.state is State.CLOSED:
@@ -384,7 +384,7 @@ class Connection:
             Refusal: this side may not say that now, which is a fault of the shell.
         """
         self._step(self.side, frame)
-        self._said = now
+        self._sent = now
         return encode(frame)
 
     def deadline(self) -> float | None:
@@ -400,17 +400,18 @@ class Connection:
         """
         limit, ping = self._silent_until(), self._ping_at()
         if limit is not None and now >= limit:
-            raise Refusal("timeout", f"{self._other.value} silent for {now - self._heard:.0f} s ({self.state.value})")
+            silent = now - self._received
+            raise Refusal("timeout", f"{self._other.value} silent for {silent:.0f} s ({self.state.value})")
         return self.send(Ping(), now) if ping is not None and now >= ping else b""
 
     def _silent_until(self) -> float | None:
         if self.state is State.SERVING:
-            return self._heard + MISSED_HEARTBEATS * self.heartbeat
-        patience = PATIENCE.get((self.side, self.state))
-        return None if patience is None else self._heard + patience
+            return self._received + MISSED_HEARTBEATS * self.heartbeat
+        timeout = SILENCE_TIMEOUTS.get((self.side, self.state))
+        return None if timeout is None else self._received + timeout
 
     def _ping_at(self) -> float | None:
-        return self._said + self.heartbeat if (self.side, self.state) == (Side.AGENT, State.SERVING) else None
+        return self._sent + self.heartbeat if (self.side, self.state) == (Side.AGENT, State.SERVING) else None
 
     def _step(self, sender: Side, frame: Frame) -> None:
         after = TRANSITIONS.get((self.state, sender, type(frame)))
