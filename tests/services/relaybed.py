@@ -22,7 +22,7 @@ from pathlib import Path
 import pilotbed
 import pki
 from cryptography.hazmat.primitives import serialization
-from pilotbed.relay.protocol import Connection, Register, Side, preface
+from pilotbed.relay.protocol import Connection, Open, Register, Side, preface
 from pilotbed.relay.zipapp import agent_zipapp
 from pilotbed.x509 import make_proxy
 
@@ -252,18 +252,24 @@ def drain(sock):
     return b"".join(iter(lambda: sock.recv(1 << 20), b""))
 
 
+def client_tls(bed, credential=None, name="client.pem"):
+    """TLS to the relay, with a credential or without, and the credential's chain as `register` has it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(capath=bed.ca.directory)
+    if credential is None:
+        return context, ("AAAA",)
+    credential.save(bed.directory / name)
+    context.load_cert_chain(bed.directory / name)
+    certificates = (each.public_bytes(serialization.Encoding.DER) for each in credential.chain.certificates)
+    return context, tuple(base64.b64encode(each).decode() for each in certificates)
+
+
 class Scripted:
     """An agent's control connection, step by step."""
 
     def __init__(self, bed, credential=None):
-        credential = credential or make_proxy(bed.pilot, HOUR)
-        path = bed.directory / "scripted.pem"
-        credential.save(path)
-        self.chain = tuple(base64.b64encode(c.public_bytes(serialization.Encoding.DER)).decode()
-                           for c in credential.chain.certificates)  # fmt: skip
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(capath=bed.ca.directory)
-        context.load_cert_chain(path)
+        self.bed = bed
+        context, self.chain = client_tls(bed, credential or make_proxy(bed.pilot, HOUR), "scripted.pem")
         plain = socket.create_connection(("127.0.0.1", bed.control), 10)
         self.sock = bed.sockets.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
         self.connection = Connection(Side.AGENT, 0)
@@ -282,6 +288,13 @@ class Scripted:
     def register(self, chain=None, lease=None):
         self.send(Register(1, chain or self.chain, "scripted", lease))
         return self.receive()
+
+    def client(self, lease):
+        """A client of the lease's port, and the token by which the relay asks for it."""
+        sock = self.bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 20))
+        asked = self.receive()
+        assert isinstance(asked, Open)
+        return sock, bytes.fromhex(asked.token)
 
 
 def stream(bed, token):

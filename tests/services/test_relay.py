@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pki
 import pytest
-from pilotbed.relay.protocol import Open, Refused, Register, Registered, encode
+from pilotbed.relay.protocol import Refused, Register, Registered, encode
 from pilotbed.x509 import make_proxy
-from relaybed import FRIEND, HOUR, PILOT, SOURCE, Bed, Scripted, Target, drain, echo, eventually, stream
+from relaybed import FRIEND, HOUR, PILOT, SOURCE, Bed, Scripted, Target, client_tls, drain, echo, eventually, stream
 
 ROLE = "/gridlab/Role=pilot"
 
@@ -348,8 +348,7 @@ def test_certificate_of_an_unknown_ca_is_refused(bed):
 
 def test_agent_without_a_certificate_is_refused(bed):
     bed.start_relay()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(capath=bed.ca.directory)
+    context, _ = client_tls(bed)
     with socket.create_connection(("127.0.0.1", bed.control)) as plain, pytest.raises(ssl.SSLError, match="required"):
         context.wrap_socket(plain, server_hostname="localhost").recv(1)
     eventually(lambda: bed.refused("tls"))
@@ -358,9 +357,7 @@ def test_agent_without_a_certificate_is_refused(bed):
 
 def test_tls_1_2_is_refused(bed):
     bed.start_relay()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(capath=bed.ca.directory)
-    context.load_cert_chain(bed.proxy())
+    context, _ = client_tls(bed, make_proxy(bed.pilot, HOUR))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with socket.create_connection(("127.0.0.1", bed.control)) as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname="localhost")
@@ -410,14 +407,12 @@ def test_token_works_once(bed):
     agent = Scripted(bed)
     lease = agent.register()
     assert isinstance(lease, Registered)
-    client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
-    asked = agent.receive()
-    assert isinstance(asked, Open)
-    first = stream(bed, bytes.fromhex(asked.token))
+    client, token = agent.client(lease)
+    first = stream(bed, token)
     first.sendall(b"hello")
     assert client.recv(5) == b"hello"
     with pytest.raises(ConnectionResetError):
-        stream(bed, bytes.fromhex(asked.token)).recv(1)
+        stream(bed, token).recv(1)
     with pytest.raises(ConnectionResetError):
         stream(bed, os.urandom(32)).recv(1)
     assert bed.refused("bad_token") == 2
@@ -429,8 +424,7 @@ def test_token_expires_with_its_client(bed):
     bed.start_relay()
     agent = Scripted(bed)
     lease = agent.register()
-    client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 20))
-    token = bytes.fromhex(agent.receive().token)
+    client, token = agent.client(lease)
     began = time.monotonic()
     with pytest.raises(ConnectionResetError):
         client.recv(1)
@@ -464,14 +458,13 @@ def test_nothing_secret_is_logged(served):
     client.close()
     agent = Scripted(served)
     lease = agent.register()
-    client = served.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
-    token = agent.receive().token
+    client, token = agent.client(lease)
     client.close()
     assert "event=stream" in eventually(lambda: "event=stream" in served.relay.text() and served.relay.text())
     seen = served.relay.text() + served.agents[0].text() + json.dumps(served.status())
     assert lease.lease not in seen
     assert json.loads(served.state().read_text())["lease"] not in seen
-    assert token not in seen
+    assert token.hex() not in seen
     assert Path(served.config["state"]).stat().st_mode & 0o777 == 0o600
 
 
@@ -524,8 +517,7 @@ def test_waiting_client_is_asked_for_again_on_a_new_connection(bed):
     bed.start_relay()
     first = Scripted(bed)
     lease = first.register()
-    client = bed.sockets.enter_context(socket.create_connection((lease.host, lease.port), 10))
-    old = bytes.fromhex(first.receive().token)
+    client, old = first.client(lease)
     second = Scripted(bed)
     assert second.register(lease=lease.lease).port == lease.port
     assert first.receive().code == "superseded"

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import pki
 import pytest
-from cryptography.hazmat.primitives import serialization
 from pilotbed.relay.protocol import (
     MAX_FRAME,
     REFUSALS,
@@ -44,7 +43,7 @@ from pilotbed.relay.protocol import (
     preface,
 )
 from pilotbed.x509 import make_proxy
-from relaybed import HOUR, PILOT, Bed, Scripted, Target, echo, eventually, stream
+from relaybed import HOUR, PILOT, Bed, Scripted, Target, client_tls, echo, eventually, stream
 
 ROLE = "/gridlab/Role=pilot"
 RATE = 50_000_000  # bytes a second that the pump offers: half of a gigabit, with the machine far from busy
@@ -145,15 +144,7 @@ class Intruder:
 
     def __init__(self, bed, credential=None):
         self.address = ("127.0.0.1", bed.control)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.context.load_verify_locations(capath=bed.ca.directory)
-        self.chain = ("AAAA",)
-        if credential:
-            file = bed.directory / "intruder.pem"
-            credential.save(file)
-            self.context.load_cert_chain(file)
-            self.chain = tuple(base64.b64encode(c.public_bytes(serialization.Encoding.DER)).decode()
-                               for c in credential.chain.certificates)  # fmt: skip
+        self.context, self.chain = client_tls(bed, credential, "intruder.pem")
 
     def send(self, wire):
         """Send bytes; return the code of the relay's refusal, if it came to that, when the relay has hung up."""

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pilotbed
-from pilotbed.relay.zipapp import FILES, agent_zipapp
+from pilotbed.relay.zipapp import MODULES, agent_zipapp
 
 SOURCE = Path(pilotbed.__path__[0])
 
@@ -29,4 +29,4 @@ def test_agent_zipapp_holds_what_the_agent_imports_and_nothing_else() -> None:
     )
     command = [sys.executable, "-I", "-S", "-c", program, str(SOURCE.parent)]
     imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert sorted(imported) == sorted(str(SOURCE / name) for name in FILES)
+    assert sorted(imported) == sorted(module.__file__ for module in MODULES)

@@ -42,6 +42,7 @@ from pilotbed.relay.protocol import (
     load_order,
     network,
     preface,
+    printable,
 )
 from pilotbed.relay.sockets import Dial, reset
 from pilotbed.relay.streams import Forwarder, Traffic
@@ -292,15 +293,15 @@ class Agent:
         if len(servers) == 1:
             return list(servers)
         loads = dict(zip(servers, await asyncio.gather(*map(self._load, servers)), strict=True))
-        told = {server: load_order(load) for server, load in loads.items() if load}
-        return sorted(servers, key=lambda server: (server not in told, told.get(server), random.random()))  # noqa: S311
+        known = {server: load_order(load) for server, load in loads.items() if load}
+        return sorted(servers, key=lambda server: (server not in known, known.get(server), random.random()))  # noqa: S311
 
     async def _load(self, server: Address) -> Load | None:
-        told: list[Load] = []
+        answers: list[Load] = []
 
         def receive(frame: Frame) -> None:
             if isinstance(frame, Load):
-                told.append(frame)
+                answers.append(frame)
             elif isinstance(frame, Refused):
                 raise Refusal(frame.code, frame.reason, frame.final)
 
@@ -308,13 +309,13 @@ class Agent:
             async with asyncio.timeout(QUERY_TIMEOUT), self._connected(server, receive) as (control, _):
                 control.send(Query(VERSION))
                 error = await control.ended  # the relay hangs up after its answer
-                if not told:
+                if not answers:
                     raise error
         except (OSError, TimeoutError, Refusal) as error:
             event(_log, "load_unknown", level=logging.WARNING, reason=_text(error), relay=_name(server))
             return None
-        event(_log, "load", relay=_name(server), **asdict(told[0]))
-        return told[0]
+        event(_log, "load", relay=_name(server), **asdict(answers[0]))
+        return answers[0]
 
     @contextlib.asynccontextmanager
     async def _connected(
@@ -440,8 +441,7 @@ class Agent:
 
 
 def _text(error: BaseException) -> str:
-    text = (str(error) or type(error).__name__)[:400]
-    return "".join(character if character.isprintable() else " " for character in text)
+    return printable(str(error) or type(error).__name__, 400)
 
 
 async def _numeric(address: Address) -> Address:

@@ -420,6 +420,11 @@ class Connection:
         self.state = after
 
 
+def printable(text: str, limit: int) -> str:
+    """The text as a frame may have it: printable, and not longer than `limit`."""
+    return "".join(character if character.isprintable() else " " for character in text[:limit])
+
+
 def preface(token: bytes) -> bytes:
     """The first bytes of a stream connection."""
     return PREFACE + token

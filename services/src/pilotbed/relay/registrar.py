@@ -24,6 +24,7 @@ from pilotbed.relay.protocol import (
     Registered,
     Release,
     Side,
+    printable,
 )
 from pilotbed.relay.service import Service
 from pilotbed.relay.throttle import Throttle
@@ -120,7 +121,7 @@ class Registrar:
         if counted:
             dn = control.lease.dn if control.lease else None
             self._service.refusals.record(refusal.code, refusal.reason, peer=control.peer, dn=dn)
-        control.send(Refused(refusal.code, _printable(refusal.reason), refusal.final))
+        control.send(Refused(refusal.code, printable(refusal.reason, 2000), refusal.final))
         control.close()
 
     def connection_failed(self, control: ControlConnection, error: OSError) -> None:
@@ -190,7 +191,3 @@ class Registrar:
             if port.control:
                 self.refuse(port.control, Refusal(certificate.code, reason))
             self._end(port, certificate.code)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)[:2000]

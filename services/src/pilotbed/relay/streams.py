@@ -120,9 +120,9 @@ class Forwarder:
         for sock in (self.outer, self.inner):
             # tcpi_last_ack_recv of linux/tcp.h, in ms. Packets that this host's own filter drops count as not yet sent.
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-            heard = int.from_bytes(info[56:60], sys.byteorder) / 1000
-            if heard > ACK_TIMEOUT and _queued(sock.fileno(), termios.TIOCOUTQ):
-                self.abort(TimeoutError(f"no acknowledgement for {heard:.0f} s"))
+            silence = int.from_bytes(info[56:60], sys.byteorder) / 1000
+            if silence > ACK_TIMEOUT and _queued(sock.fileno(), termios.TIOCOUTQ):
+                self.abort(TimeoutError(f"no acknowledgement for {silence:.0f} s"))
                 return
 
     def forward_waiting(self) -> None:

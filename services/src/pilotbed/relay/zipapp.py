@@ -4,19 +4,21 @@ import io
 import zipfile
 from pathlib import Path
 
-#: Of the package pilotbed: the agent, and all that it imports.
-FILES = (
-    "__init__.py", "relay/__init__.py", "relay/agent.py", "relay/files.py", "relay/log.py", "relay/protocol.py",
-    "relay/sockets.py", "relay/streams.py",
-)  # fmt: skip
+import pilotbed
+from pilotbed import relay
+from pilotbed.relay import agent, files, log, protocol, sockets, streams
+
+#: The agent, and all of ours that it imports. Imported here, too: a unit is restarted for what its program imports.
+MODULES = (pilotbed, relay, agent, files, log, protocol, sockets, streams)
 
 _MAIN = b"import sys\nfrom pilotbed.relay.agent import main\nsys.exit(main())\n"
 
 
 def agent_zipapp() -> bytes:
     """Return the agent as a zip application that needs nothing but Python's standard library; always the same bytes."""
-    package = Path(__file__).parent.parent
-    sources = {f"pilotbed/{name}": (package / name).read_bytes() for name in FILES} | {"__main__.py": _MAIN}
+    paths = [Path(str(module.__file__)) for module in MODULES]
+    top = paths[0].parent.parent
+    sources = {str(path.relative_to(top)): path.read_bytes() for path in paths} | {"__main__.py": _MAIN}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(sources.items()):
