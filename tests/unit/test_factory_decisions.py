@@ -14,7 +14,8 @@ from pilotbed.factory.credentials import Store, better
 from pilotbed.factory.decisions import Care, Patience, Pilot, State, manage, state_of, tend
 from pilotbed.factory.submission import Submission
 from pilotbed.factory.trust import CredentialName, Refusal, Rules, Trusted, check_credentials, check_request
-from pilotbed.protocol.ads import Ad, Client, ClientStage, Credentials, FactoryName, Removal, Request, Sealed
+from pilotbed.pool.values import Ad
+from pilotbed.protocol.ads import Client, ClientStage, Credentials, FactoryName, Removal, Request, Sealed
 from pilotbed.protocol.crypto import FactoryKey, SessionKey
 from pilotbed.protocol.stage import Signed, Stage
 from pilotbed.proxy import Proxy, ProxyError

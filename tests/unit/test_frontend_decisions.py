@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from pilotbed.frontend.config import DEFAULT_MATCH, Pressure
 from pilotbed.frontend.daemon import credential_id
-from pilotbed.frontend.decisions import Decision, History, Job, JobClass, Slot, View, classify, decide, split
-from pilotbed.protocol.ads import Ad, FactoryName, Offer, Removal
+from pilotbed.frontend.decisions import (
+    ASSUMED_MEMORY,
+    Decision,
+    History,
+    Job,
+    JobClass,
+    LeftOut,
+    Size,
+    Slot,
+    View,
+    Whereabouts,
+    classify,
+    decide,
+    split,
+    whereabouts,
+)
+from pilotbed.pool.values import AbsurdValue, Ad
+from pilotbed.protocol.ads import FactoryName, Offer, Removal
 
 FACTORY = FactoryName("v1", "factory")
 NOW = Pressure(attenuation=1)
+SMALL = Size()
 
 
 def entry(name: str, **attributes: str | int) -> Offer:
@@ -27,8 +47,8 @@ def by_site(my: Ad, target: Ad) -> bool:
     return "DESIRED_Sites" not in my or target["GLIDEIN_Site"] in str(my["DESIRED_Sites"]).split(",")
 
 
-def jobs(idle: int, sites: str = "", **more: int) -> JobClass:
-    return JobClass({"DESIRED_Sites": sites} if sites else {}, idle, **more)
+def jobs(idle: int, sites: str = "", size: Size = SMALL, **more: int) -> JobClass:
+    return JobClass({"DESIRED_Sites": sites} if sites else {}, idle, size=size, **more)
 
 
 def slots(idle: int, busy: int = 0, where: str = "alpha") -> list[Slot]:
@@ -40,16 +60,23 @@ def slots(idle: int, busy: int = 0, where: str = "alpha") -> list[Slot]:
 
 def ask(*classes: JobClass, offers: tuple[Offer, ...] = (ALPHA,), have: list[Slot] | None = None,
         running: Mapping[str, int] | None = None, history: Mapping[str, History] | None = None,
-        pressure: Pressure = NOW, stopped: str = "", blind: bool = False) -> dict[str, Decision]:  # fmt: skip
-    view = View(classes, offers, have or [], running or {}, history or {}, stopped, blind)
-    return {one.offer.entry: one for one in decide(view, pressure, by_site)}
+        pressure: Pressure = NOW, stopped: str = "", blind: bool = False,
+        astray: int = 0) -> dict[str, Decision]:  # fmt: skip
+    view = View(classes, offers, have or [], Whereabouts(running or {}, astray), history or {}, stopped, blind)
+    return {one.offer.entry: one for one in decide(view, pressure, by_site)[0]}
+
+
+def left_out(*classes: JobClass, offers: tuple[Offer, ...] = (ALPHA,), have: list[Slot] | None = None) -> list[LeftOut]:
+    return decide(View(classes, offers, have or []), NOW, by_site)[1]
 
 
 # -- which entry
 
 
 def test_jobs_are_split_over_the_entries_that_they_match() -> None:
-    shares = split([jobs(3), jobs(2, "beta")], [ALPHA, BETA], by_site)
+    sizes = {ALPHA.full_name: Size(), BETA.full_name: Size()}
+    shares, nowhere = split([jobs(3), jobs(2, "beta")], [ALPHA, BETA], by_site, sizes, lambda _: nullcontext())
+    assert nowhere == []
     assert shares["alpha@v1@factory"].idle == 1.5
     assert shares["beta@v1@factory"].idle == 3.5
     assert (shares["alpha@v1@factory"].unique, shares["beta@v1@factory"].unique) == (0, 2)
@@ -104,8 +131,8 @@ def test_old_jobs_draw_on_the_reserve() -> None:
 
 
 def test_many_core_jobs_need_fewer_or_more_pilots() -> None:
-    assert ask(jobs(6, cpus=2), offers=(entry("alpha", GLIDEIN_CPUS=4),))["alpha"].idle == 3
-    assert ask(jobs(3, cpus=2))["alpha"].idle == 6
+    assert ask(jobs(6, size=Size(2)), offers=(entry("alpha", GLIDEIN_CPUS=4),))["alpha"].idle == 3
+    assert ask(jobs(6, size=Size(3)), offers=(entry("alpha", GLIDEIN_CPUS=4),))["alpha"].idle == 5
 
 
 def test_the_maximum_follows_jobs_and_what_runs() -> None:
@@ -173,6 +200,157 @@ def test_all_goes_when_no_pilot_ever_came() -> None:
     assert ask(have=slots(0, 1), history=long_ago)["alpha"].removal is Removal.WAIT
 
 
+# -- a lost view takes nothing away
+
+
+def lost_view(turns: int, running: list[Job], slots_seen: list[Slot], blind: bool = False) -> list[Decision]:
+    """Return what is decided in ``turns`` turns in which these jobs run, those slots are seen, and none is idle."""
+    history: Mapping[str, History] = {}
+    found = []
+    for _ in range(turns):
+        view = View(classify(running, 1000, 600), [ALPHA, BETA], slots_seen, whereabouts(running, slots_seen,
+                    [ALPHA, BETA]), history, "", blind)  # fmt: skip
+        decisions = decide(view, NOW, by_site)[0]
+        history = {one.offer.full_name: one.history for one in decisions}
+        found.append(decisions[0])
+    return found
+
+
+def on(entry_name: str, count: int) -> list[Job]:
+    """Return running jobs that say where they run, as those of our own schedds do."""
+    return [Job(False, 0, f"slot1@glidein_{i}@wn", {}, entry=entry_name) for i in range(count)]
+
+
+def test_forty_jobs_whose_slots_are_out_of_sight_keep_their_pilots() -> None:
+    for decision in lost_view(30, on("alpha", 40), []):
+        assert decision.removal in (Removal.NO, Removal.WAIT)
+        assert decision.maximum == 40
+        assert decision.counts["JobsRunningHere"] == 40
+
+
+def test_jobs_of_which_nobody_knows_where_they_run_keep_every_pilot() -> None:
+    """A schedd without SYSTEM_JOB_MACHINE_ATTRS, and a frontend that was restarted while the slots are out of sight."""
+    for decision in lost_view(30, on("", 40), []):
+        assert decision.removal in (Removal.NO, Removal.WAIT)
+        assert decision.maximum >= 40
+
+
+def test_jobs_elsewhere_do_not_keep_the_pilots_that_never_came() -> None:
+    decision = lost_view(30, on("beta", 40), [])[-1]
+    assert (decision.removal, decision.maximum) == (Removal.ALL, 0)
+
+
+@pytest.mark.parametrize("running", [0, 40])
+def test_a_blind_frontend_takes_nothing_back(running: int) -> None:
+    for decision in lost_view(30, on("alpha", running), [], blind=True):
+        assert decision.removal is Removal.NO
+        assert decision.maximum >= max(running, 1)
+
+
+def test_a_frontend_that_goes_blind_keeps_to_what_it_asked_for() -> None:
+    """The schedd of 38 of 40 jobs is restarted after many turns without an idle job."""
+    before = lost_view(30, on("alpha", 40), [])[-1]
+    found = ask(running={ALPHA.full_name: 2}, history={ALPHA.full_name: before.history}, blind=True)["alpha"]
+    assert (found.removal, found.maximum) == (Removal.NO, 40)
+
+
+def test_claimed_slots_without_a_job_in_sight_are_not_below_the_maximum() -> None:
+    assert ask(have=slots(1, 7))["alpha"].maximum == 7
+
+
+@pytest.mark.parametrize("status", [2, 6, 7])
+def test_a_job_that_hands_back_its_output_or_is_suspended_still_runs(status: int) -> None:
+    job = Job.from_ad({"JobStatus": status, "RemoteHost": "s", "MachineAttrGLIDEIN_Entry_Name0": "alpha"}, (), [])
+    assert job is not None
+    assert whereabouts([job], [], [ALPHA, BETA]) == Whereabouts({ALPHA.full_name: 1})
+
+
+def test_the_slot_says_more_than_the_job() -> None:
+    job = Job(False, 0, "b0@beta", {}, entry="alpha")
+    assert whereabouts([job], slots(0, 1, "beta"), [ALPHA, BETA]) == Whereabouts({BETA.full_name: 1})
+
+
+# -- the size of a job
+
+
+@pytest.mark.parametrize(
+    ("offer", "job", "lack"),
+    [
+        ({}, Size(1), ""),
+        ({}, Size(2), "RequestCpus 2 > 1"),
+        ({"GLIDEIN_CPUS": 8}, Size(8), ""),
+        ({"GLIDEIN_CPUS": "8"}, Size(9), "RequestCpus 9 > 8"),
+        ({"GLIDEIN_CPUS": 0}, Size(1), ""),
+        ({"GLIDEIN_CPUS": "auto"}, Size(64), ""),
+        ({"GLIDEIN_CPUS": "auto", "GLIDEIN_ESTIMATED_CPUS": 16}, Size(64), "RequestCpus 64 > 16"),
+        ({"GLIDEIN_MaxMemMBs": 2000}, Size(memory=2000), ""),
+        ({"GLIDEIN_MaxMemMBs": 2000}, Size(memory=2001), "RequestMemory 2001 > 2000 MB"),
+        ({}, Size(memory=999_999), f"RequestMemory 999999 > {ASSUMED_MEMORY} MB"),
+        ({"GLIDEIN_CPUS": 16}, Size(memory=999_999), ""),
+        ({"GLIDEIN_MaxDiskMBs": 500}, Size(disk=501), "RequestDisk 501 > 500 MB"),
+        ({}, Size(gpus=1), "RequestGPUs 1 > 0"),
+        ({"GLIDEIN_Resource_Slots": "ioslot,2;GPUs,2,type=main"}, Size(gpus=2), ""),
+        ({"GLIDEIN_Resource_Slots": "GPUs,2"}, Size(gpus=3), "RequestGPUs 3 > 2"),
+    ],
+)
+def test_a_job_asks_for_pilots_only_where_it_fits(offer: dict[str, str | int], job: Size, lack: str) -> None:
+    one = entry("alpha", **offer)
+    found = ask(jobs(3, size=job), offers=(one,))["alpha"]
+    nowhere = left_out(jobs(3, size=job), offers=(one,))
+    if lack:
+        assert (found.idle, found.counts["JobsIdle"]) == (0, 0)
+        assert found.why == f"no idle job matches; 3 larger than a pilot: {lack}"
+        assert nowhere == [LeftOut(3, "", f"larger than any pilot at alpha: {lack}")]
+    else:
+        assert found.idle > 0
+        assert nowhere == []
+
+
+def test_a_large_job_goes_where_pilots_are_large() -> None:
+    large = entry("beta", GLIDEIN_CPUS=8)
+    found = ask(jobs(2, size=Size(8)), offers=(ALPHA, large))
+    assert (found["alpha"].idle, found["beta"].idle) == (0, 2)
+    assert left_out(jobs(2, size=Size(8)), offers=(ALPHA, large)) == []
+
+
+def test_pilots_that_were_there_say_what_the_entry_does_not() -> None:
+    seen = [replace(one, size=Size(1, memory=2000, disk=9000)) for one in slots(1)]
+    job = jobs(1, size=Size(1, memory=3000))
+    (one,) = left_out(job, have=seen)
+    assert one.why == "larger than any pilot at alpha: RequestMemory 3000 > 2000 MB"
+    history = {ALPHA.full_name: ask(have=seen)["alpha"].history}
+    for _ in range(NOW.remember_size):
+        found = ask(job, history=history)["alpha"]
+        assert found.idle == 0
+        history = {ALPHA.full_name: found.history}
+    # Another worker may be larger: once in so many turns one is tried.
+    assert ask(job, history=history)["alpha"].idle == 1
+
+
+def test_jobs_that_match_nothing_are_named() -> None:
+    assert left_out(replace(jobs(4, "gamma"), example="12.0 (alice)"), jobs(1, "alpha")) == [
+        LeftOut(4, "12.0 (alice)", 'match no entry: DESIRED_Sites = "gamma"')
+    ]
+    assert left_out(jobs(4, "gamma"), offers=()) == []  # a factory that is not there says nothing of the jobs
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("RequestCpus", "four", 'RequestCpus is "four", not a number'),
+        ("RequestCpus", "4", 'RequestCpus is "4", not a number'),  # HTCondor's match does not take it for one, either
+        ("RequestMemory", -1, "RequestMemory is -1, below 0"),
+        ("RequestGPUs", float("nan"), "RequestGPUs is nan, not a number"),
+        ("RequestDisk", True, "RequestDisk is true, not a number"),
+    ],
+)
+def test_an_absurd_job_is_left_out_by_name(attribute: str, value: str | int, message: str) -> None:
+    with pytest.raises(AbsurdValue, match=f"^{message}$"):
+        Job.from_ad({"JobStatus": 1, attribute: value}, (), [])
+    running = Job.from_ad({"JobStatus": 2, attribute: value}, (), [])
+    assert running is not None and running.size == Size()  # it runs in some pilot, whatever its ad has become
+
+
 # -- reading jobs and slots
 
 
@@ -184,9 +362,9 @@ def test_jobs_become_classes() -> None:
         {"JobStatus": 1, "EnteredCurrentStatus": 900},
         {"JobStatus": 5, "EnteredCurrentStatus": 900},
     ]
-    found = [job for one in ads if (job := Job.from_ad(one, ("DESIRED_Sites", "RequestCpus")))]
+    found = [job for one in ads if (job := Job.from_ad(one, ("DESIRED_Sites", "RequestCpus"), []))]
     assert classify(found, now=1000, old_idle=600) == [
-        JobClass({"DESIRED_Sites": "alpha", "RequestCpus": 2}, idle=2, old_idle=1, running=1, cpus=2),
+        JobClass({"DESIRED_Sites": "alpha", "RequestCpus": 2}, idle=2, old_idle=1, running=1, size=Size(2)),
         JobClass({}, idle=1),
     ]
 
@@ -210,20 +388,18 @@ PILOT: Ad = {
 def test_a_slot_is_idle_when_a_job_fits(
     changes: Mapping[str, str | int], idle: bool, running: bool, shell: bool
 ) -> None:
-    slot = Slot.from_ad(dict(PILOT) | dict(changes), least_memory=128)
+    slot = Slot.from_ad(dict(PILOT) | dict(changes), least_memory=128, notes=[])
     assert (slot.idle, slot.running, slot.shell) == (idle, running, shell)
     assert slot.entry == "alpha@v1@factory"
 
 
 def test_a_used_up_pilot_is_one_place_not_two() -> None:
-    shell = Slot.from_ad(dict(PILOT) | {"TotalSlots": 2, "Cpus": 0}, 128)
-    dynamic = Slot.from_ad(dict(PILOT) | {"PartitionableSlot": False, "State": "Claimed", "Activity": "Busy"}, 128)
+    shell = Slot.from_ad(dict(PILOT) | {"TotalSlots": 2, "Cpus": 0}, 128, [])
+    dynamic = Slot.from_ad(dict(PILOT) | {"PartitionableSlot": False, "State": "Claimed", "Activity": "Busy"}, 128, [])
     assert ask(jobs(1), have=[shell, dynamic])["alpha"].counts["GlideinsTotal"] == 1
 
 
 def test_a_credential_keeps_its_name_when_it_is_renewed() -> None:
-    from pathlib import Path
-
     first = credential_id(Path("/p.pem"), "/CN=pilot")
     assert first == credential_id(Path("/p.pem"), "/CN=pilot") != credential_id(Path("/p.pem"), "/CN=other")
     assert len(first) == 8 and first.isalnum()
@@ -232,19 +408,56 @@ def test_a_credential_keeps_its_name_when_it_is_renewed() -> None:
 # -- the match expression, by HTCondor's own ClassAds
 
 
+ROLE = Path(__file__).resolve().parents[2] / "roles/frontend/defaults/main.yml"
+
+
+def pilot_takes(job: str) -> bool:
+    """Return whether a pilot at alpha takes the job with this ad, by the frontend's part of its START expression."""
+    import classad2
+
+    machine = classad2.ClassAd({"GLIDEIN_Site": "alpha"})
+    start = classad2.ExprTree(yaml.safe_load(ROLE.read_text())["frontend_start"])
+    return start.eval(machine, classad2.ClassAd(job)) is True
+
+
 @pytest.mark.parametrize(
-    ("job", "matches"),
+    ("sites", "matches"),
     [
-        ({}, True),
-        ({"DESIRED_Sites": "beta, Alpha"}, True),
-        ({"DESIRED_Sites": "beta"}, False),
-        ({"DESIRED_Sites": ""}, False),
+        ("undefined", True),
+        ('"alpha"', True),
+        ('"beta, Alpha"', True),
+        ('"beta alpha"', True),
+        ('" alpha ,beta"', True),
+        ('"beta"', False),
+        ('""', False),
+        ('"alphabet"', False),
+        ('{"alpha"}', True),
+        ('{"beta","ALPHA"}', True),
+        ('{"beta"}', False),
+        ("{}", False),
+        ('{"beta", 3, undefined, {"alpha"}}', False),
+        ('split("beta alpha")', True),
+        ("3", False),
+        ("true", False),
+        ("error", False),
+        ('[ site = "alpha" ]', False),
+        (r'"alpha\351"', False),  # not UTF-8
+        (r'{"alpha\351", "alpha"}', True),
+        ('strcat("al", "pha")', True),
+        ("TARGET.GLIDEIN_Site", True),
     ],
 )
-def test_the_default_match(job: Ad, matches: bool) -> None:
+def test_frontend_and_pilot_agree_which_sites_a_job_wants(sites: str, matches: bool) -> None:
+    import classad2
     from pilotbed.pool import Expression
+    from pilotbed.pool.door import plain
 
-    assert Expression(DEFAULT_MATCH)(job, {"GLIDEIN_Site": "alpha"}) is matches
+    for name in ("DESIRED_Sites", "desired_sites"):
+        ad = f"[ JobStatus = 1; {name} = {sites} ]"
+        job = Job.from_ad(plain(classad2.ClassAd(ad), ("DESIRED_Sites",)), ("DESIRED_Sites",), [])
+        assert job is not None
+        assert Expression(DEFAULT_MATCH)(job.attributes, {"GLIDEIN_Site": "alpha"}) is matches
+        assert pilot_takes(ad) is matches
 
 
 def test_an_expression_must_be_true_not_just_something() -> None:
@@ -263,6 +476,6 @@ def test_pilots_are_not_taken_back_while_a_schedd_cannot_be_asked() -> None:
     for _ in range(NOW.wait_after + NOW.idle_after + 1):
         seen = ask(have=slots(2), history={ALPHA.full_name: seen})["alpha"].history
         blind = ask(have=slots(2), history={ALPHA.full_name: blind}, blind=True)["alpha"].history
-    assert seen.removal(NOW) is not Removal.NO
-    assert blind.removal(NOW) is Removal.NO
+    assert seen.removal(NOW, running=0, blind=False) is not Removal.NO
+    assert blind.removal(NOW, running=0, blind=False) is Removal.NO
     assert ask(jobs(3), blind=True)["alpha"].idle > 0

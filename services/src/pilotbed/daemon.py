@@ -10,12 +10,14 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pilotbed.pool import PoolError
-from pilotbed.service import event, run_loop, set_up_logging, write_status
+from pilotbed.service import event, run_loop, set_up_logging, write_metrics, write_status
 from pilotbed.settings import SettingsError, load
 
 _log = logging.getLogger("pilotbed.daemon")
@@ -31,13 +33,20 @@ class Daemon(ABC):
     """What a daemon remembers from turn to turn.
 
     Args:
-        status: the status file, for tools.
+        name: ``pilotbed-NAME``'s.
+        status: the status file, for tools; metrics.prom is beside it.
         loop_delay: seconds from one turn to the next.
     """
 
-    def __init__(self, status: Path, loop_delay: float) -> None:
+    def __init__(self, name: str, status: Path, loop_delay: float) -> None:
+        self.name = name
         self.turns = 0
         self.said: dict[str, str] = {}
+        self.touched: set[str] = set()
+        #: Of this turn: ads that were left out, values that became something else, by whose they were.
+        self.absurd: Counter[str] = Counter()
+        #: Since the start: what went wrong with one entry, request ..., and whole turns.
+        self.errors = self.failed = 0
         self.status_file = status
         self.loop_delay = loop_delay
 
@@ -68,28 +77,73 @@ class Daemon(ABC):
         if self.said.get(about) != line:
             _log.info(line)
         self.said[about] = line
+        self.touched.add(about)
+
+    def once(self, about: str, what: str, **fields: object) -> None:
+        """Log a line about something that is so for a while, as it was in the first turn."""
+        if about not in self.said:
+            _log.info(event(what, **fields))
+            self.said[about] = ""
+        self.touched.add(about)
+
+    def leave_out(self, kind: str, name: object, why: object) -> None:
+        """Count an ad or a file of somebody else's that does not count, and say why, but not in every turn."""
+        self.absurd[f"{kind}_left_out"] += 1
+        self.say(f"{kind} {name}", "left-out", **{kind: name}, why=why)
+
+    def odd(self, kind: str, name: object, notes: Iterable[str]) -> None:
+        """The same of an ad that counts, with defaults for what is absurd in it."""
+        for note in notes:
+            self.absurd[f"{kind}_values_replaced"] += 1
+            self.say(f"{kind} {name} {note.partition(' ')[0]}", "odd-value", **{kind: name}, why=note)
+
+    @contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """Do something about one entry, one request ..., so that what goes wrong with it is its own affair.
+
+        It is logged with its traceback when it is new. Only what every one of them needs ends the turn: PoolError and
+        NotReady.
+        """
+        try:
+            yield
+        except (PoolError, NotReady):
+            raise
+        except Exception as error:
+            self.errors += 1
+            about, line = f"failed {what}", event("failed", what=what, why=repr(error))
+            if self.said.get(about) != line:
+                _log.exception(line)
+            self.said[about] = line
+            self.touched.add(about)
 
     def turn(self) -> None:
         """Do one turn; its outcome, an error too, is in the status file afterwards.
 
         Raises:
-            PoolError, NotReady: as ``work``.
+            PoolError, NotReady: as ``work``. Anything else is a defect.
         """
         began = time.time()
         self.turns += 1
+        self.absurd.clear()
+        self.touched.clear()
         error = ""
         try:
             self.work()
-        except (PoolError, NotReady) as reason:
-            error = str(reason)
+            # What was not said again is over; it may be new another time.
+            self.said = {about: line for about, line in self.said.items() if about in self.touched}
+        except Exception as reason:
+            error = str(reason) if isinstance(reason, PoolError | NotReady) else repr(reason)
+            self.failed += 1
             raise
         finally:
             now = time.time()
             own = {
                 "time": int(now), "turn": self.turns, "seconds": round(now - began, 3),
-                "loop_delay": self.loop_delay, "error": error,
+                "loop_delay": self.loop_delay, "error": error, "absurd": dict(self.absurd), "errors": self.errors,
             }  # fmt: skip
             write_status(self.status_file, own | dict(self.status(now)))
+            metrics = {"turns_total": self.turns, "turns_failed_total": self.failed, "errors_total": self.errors}
+            write_metrics(self.status_file.with_name("metrics.prom"), f"pilotbed_{self.name}", metrics | self.absurd)
 
 
 def run(

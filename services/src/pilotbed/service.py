@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import functools
 import json
 import logging
@@ -58,6 +59,44 @@ def write_status(path: Path, status: Mapping[str, Any]) -> None:
     write_file(path, json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
 
 
+def read_file(path: Path) -> str:
+    """Return the text of a file that an operator may edit or drop.
+
+    Raises:
+        OSError: it cannot be read, or is no text; ``strerror`` says which.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, "is not UTF-8 text", str(path)) from error
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a file whose being there says the most, such as a downtime's; why it is, if it can tell.
+
+    It may be half written, a directory, or not for us to read: it is there all the same.
+    """
+    try:
+        return (read_file(path).strip().splitlines() or ["no reason given"])[0]
+    except OSError as error:
+        return f"no reason can be read: {path}: {error.strerror}"
+
+
+def write_metrics(path: Path, prefix: str, metrics: Mapping[str, float]) -> None:
+    """Write metrics as node_exporter's textfile collector reads them (Prometheus' text format).
+
+    Args:
+        path: the file, ``*.prom``.
+        prefix: of each name.
+        metrics: by name; one that ends in ``_total`` is a counter, the others are gauges.
+    """
+    lines = []
+    for name, value in sorted(metrics.items()):
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines.append(f"# TYPE {prefix}_{name} {kind}\n{prefix}_{name} {value:g}\n")
+    write_file(path, "".join(lines), 0o644)
+
+
 def notify(state: str, descriptors: Sequence[int] = ()) -> None:
     """Tell systemd ``state`` (``READY=1``, ``WATCHDOG=1``) and hand it descriptors; nothing happens elsewhere.
 
@@ -90,8 +129,9 @@ def inherited() -> dict[str, list[int]]:
 def run_loop(turn: Callable[[], None], delay: float, expected: tuple[type[Exception], ...]) -> None:
     """Call ``turn`` every ``delay`` seconds until SIGTERM or SIGINT; SIGHUP makes the next turn come at once.
 
-    After a turn that raised ``expected`` (the pool is down) the delay doubles, up to LONGEST_PAUSE. Anything
-    else that is raised ends the daemon: systemd starts it afresh.
+    After a turn that raised ``expected`` (the pool is down) the delay doubles, up to LONGEST_PAUSE; also after one that
+    raised anything else, which is a defect, and logged with its traceback when it is a new one. It ends nothing: what
+    brought it about (an ad, a file) would be there after a restart, too.
     """
     wake = threading.Event()
     ended = threading.Event()
@@ -105,14 +145,18 @@ def run_loop(turn: Callable[[], None], delay: float, expected: tuple[type[Except
     signal.signal(signal.SIGHUP, lambda *_: wake.set())
     notify("READY=1")
     pause = delay
+    last = ""
     while not ended.is_set():
         began = time.monotonic()
         try:
             turn()
-            pause = delay
-        except expected as error:
+            pause, last = delay, ""
+        except Exception as error:
             pause = min(pause * 2, max(LONGEST_PAUSE, delay))
-            _log.warning(event("no-decision", why=error, again_in=f"{pause:.0f}s"))
+            what = "no-decision" if isinstance(error, expected) else "turn-failed"
+            trace = what == "turn-failed" and repr(error) != last
+            last = repr(error)
+            _log.warning(event(what, why=str(error) or last, again_in=f"{pause:.0f}s"), exc_info=trace)
         notify("WATCHDOG=1")
         wake.wait(max(pause - (time.monotonic() - began), 0.1))
         wake.clear()

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pilotbed.pool.values import Value
 from pilotbed.protocol import ProtocolError
-from pilotbed.protocol.ads import FactoryName, Value, check_name
+from pilotbed.protocol.ads import FactoryName, check_name
 
 _ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"https?://[A-Za-z0-9.:/_-]+")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import write_file
+from pilotbed.service import read_file, write_file
 
 from .trust import CredentialName
 
@@ -44,8 +44,8 @@ class Store:
             if name is None:
                 continue
             try:
-                found[name] = Proxy.read(path.read_text())
-            except (ProxyError, OSError, UnicodeDecodeError):
+                found[name] = Proxy.read(read_file(path))
+            except (ProxyError, OSError):
                 continue
         return found
 
@@ -59,9 +59,9 @@ class Store:
         new = Proxy.read(pem)
         path = self.path(name)
         try:
-            text = path.read_text()
+            text = read_file(path)
             old = Proxy.read(text)
-        except (FileNotFoundError, ProxyError):
+        except (OSError, ProxyError):  # a file that nobody can use is as good as none
             text, old = "", None
         # The same proxy comes with every turn of the frontend: nothing to say about it.
         why_not = "same" if text == pem else better(old, new, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 import time
@@ -10,15 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilotbed.daemon import Daemon, NotReady, run
-from pilotbed.pool import Collector, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.pool import AbsurdValue, Collector, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.pool.values import Value
 from pilotbed.protocol import ProtocolError
-from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, Value, answer_ad
+from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, answer_ad
 from pilotbed.protocol.crypto import FactoryKey
 from pilotbed.protocol.stage import Stage, parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event
+from pilotbed.service import event, first_line, read_file
 
-from .config import PARAMETERS, Config
+from .config import PARAMETERS, Config, Entry
 from .credentials import Store
 from .decisions import Decision, Patience, Pilot, State, manage, tend
 from .submission import Submission
@@ -34,7 +36,7 @@ class Factory(Daemon):
     """One factory: what it remembers from turn to turn, and the turn itself."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.status, config.loop_delay)
+        super().__init__("factory", config.status, config.loop_delay)
         self.config = config
         self.rules = Rules(config.name, FactoryKey.generate(), config.frontends, config.entries, PARAMETERS)
         self.collector = Collector(config.collector)
@@ -50,19 +52,32 @@ class Factory(Daemon):
     def downtimes(self) -> dict[str, str]:
         """Return the reason by name: a file ``downtime/NAME`` is a downtime, its first line the reason.
 
-        NAME is an entry, ``SECURITYNAME:CLASS`` or ``ALL``.
+        NAME is an entry, ``SECURITYNAME:CLASS`` or ``ALL``. Other files there, such as an editor's, mean nothing.
         """
-        directory = self.config.directory / "downtime"
+        config = self.config
+        directory = config.directory / "downtime"
+        classes = {f"{name}:{one}" for name, frontend in config.frontends.items() for one in frontend.classes}
+        known = {"ALL", *config.entries, *classes}
         found = {}
-        for path in directory.glob("*") if directory.is_dir() else ():
-            found[path.name] = (path.read_text().strip().splitlines() or ["no reason given"])[0]
+        try:
+            names = sorted(os.listdir(directory))  # noqa: PTH208  # Path.glob hides that it may not look
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            # Rather no pilots than pilots into a site that is being worked on.
+            return {"ALL": f"downtimes cannot be read: {directory}: {error.strerror}"}
+        for name in names:
+            if name in known:
+                found[name] = first_line(directory / name)
+            else:
+                self.leave_out("downtimes", name, f"no entry, no SECURITYNAME:CLASS and not ALL, in {directory}")
         return found
 
     def stage(self) -> Stage:
         """Return the stage area's manifest."""
         path = self.config.manifest
         try:
-            return parse_manifest(path.read_text(), "entries")
+            return parse_manifest(read_file(path), "entries")
         except OSError as error:
             raise NotReady(f"{path}: {error.strerror}: build the stage area with pilotbed-factory-stage") from error
         except ProtocolError as error:
@@ -71,8 +86,18 @@ class Factory(Daemon):
     def pilots(self, schedd: Schedd) -> list[Pilot]:
         """Return this factory's pilots in the queue."""
         mine = equals(GlideinFactory=self.config.factory, GlideinName=self.config.glidein)
-        found = (Pilot.from_job(job) for job in schedd.query(mine, Pilot.ATTRIBUTES))
-        return [pilot for pilot in found if pilot is not None]
+        found = []
+        for job in schedd.query(mine, Pilot.ATTRIBUTES):
+            notes: list[str] = []
+            try:
+                pilot = Pilot.from_job(job, notes)
+            except AbsurdValue as error:
+                self.leave_out("pilots", job.get("GridJobId"), error)
+                continue
+            if pilot is not None:
+                self.odd("pilots", pilot.job, notes)
+                found.append(pilot)
+        return found
 
     # -- taking what others send
 
@@ -80,41 +105,51 @@ class Factory(Daemon):
         """Store the credentials of trusted frontends, and what the renewal has left."""
         arrived: list[tuple[str, CredentialName, str]] = []
         for ad in ads:
-            try:
-                found = check_credentials(ad, self.rules)
-            except Refusal as refusal:
-                self.refuse(ad, refusal)
-                continue
-            self.believe(ad)
-            arrived += [("frontend", name, pem) for name, pem in found.items()]
-        stored = self.store.read()
-        for name in stored:
+            with self.apart(f"credentials {ad.get('Name')}"):
+                try:
+                    found = check_credentials(ad, self.rules)
+                except Refusal as refusal:
+                    self.refuse(ad, refusal)
+                    continue
+                self.believe(ad)
+                arrived += [("frontend", name, pem) for name, pem in found.items()]
+        for name in self.store.read():
             path = self.config.renewed / name.filename
-            if path.is_file():
-                arrived.append(("renewal", name, path.read_text()))
-        for source, name, pem in arrived:
             try:
-                proxy, why_not = self.store.keep(name, pem, time.time())
-            except (ProxyError, OSError) as error:
-                self.say(f"credential {name}", "credential-failed", name=name.filename, source=source, why=error)
+                arrived.append(("renewal", name, read_file(path)))
+            except FileNotFoundError:
                 continue
-            if not why_not:
-                _log.info(event("credential-stored", name=name.filename, source=source, proxy=proxy))
-            elif why_not != "same":
-                self.say(f"credential {name} {source}", "credential-kept", name=name.filename, offered_by=source,
-                         why=why_not)  # fmt: skip
+            except OSError as error:
+                self.leave_out("credentials", path, error.strerror)
+        for source, name, pem in arrived:
+            with self.apart(f"credential {name.filename}"):
+                self.keep(source, name, pem)
         self.proxies = self.store.read()
+
+    def keep(self, source: str, name: CredentialName, pem: str) -> None:
+        """Store a credential that ``source`` has sent or left, if it is better than what there is."""
+        try:
+            proxy, why_not = self.store.keep(name, pem, time.time())
+        except (ProxyError, OSError) as error:
+            self.say(f"credential {name}", "credential-failed", name=name.filename, source=source, why=error)
+            return
+        if not why_not:
+            _log.info(event("credential-stored", name=name.filename, source=source, proxy=proxy))
+        elif why_not != "same":
+            self.say(f"credential {name} {source}", "credential-kept", name=name.filename, offered_by=source,
+                     why=why_not)  # fmt: skip
 
     def take_requests(self, ads: Sequence[Mapping[str, Value]], downtimes: Mapping[str, str]) -> list[Trusted]:
         """Return the requests that pass all checks."""
         found = []
         for ad in sorted(ads, key=lambda ad: str(ad.get("Name", ""))):
-            try:
-                found.append(check_request(ad, self.rules, self.proxies, downtimes))
-            except Refusal as refusal:
-                self.refuse(ad, refusal)
-            else:
-                self.believe(ad)
+            with self.apart(f"request {ad.get('Name')}"):
+                try:
+                    found.append(check_request(ad, self.rules, self.proxies, downtimes))
+                except Refusal as refusal:
+                    self.refuse(ad, refusal)
+                else:
+                    self.believe(ad)
         return found
 
     def refuse(self, ad: Mapping[str, Value], why: Refusal) -> None:
@@ -124,6 +159,7 @@ class Factory(Daemon):
             identity = ad.get("AuthenticatedIdentity", "unauthenticated")
             _log.warning(event("refused", ad=name, sender=identity, why=why))
         self.refused[name] = str(why)
+        self.absurd["ads_refused"] += 1
 
     def believe(self, ad: Mapping[str, Value]) -> None:
         """Forget an earlier refusal of ``ad``."""
@@ -173,7 +209,7 @@ class Factory(Daemon):
             if decision.submit and self.submit(schedd, decision, stage):
                 entry["last_submit"] = now
             schedd.remove(decision.remove, f"pilotbed-factory: {decision.why}")
-        except (PoolError, ProtocolError, ValueError) as error:
+        except (PoolError, ProtocolError, ValueError, OSError) as error:
             _log.error(event("decision-failed", entry=request.entry_short, client=request.client, why=error))
             entry["why"] = str(error)
         return True
@@ -184,15 +220,22 @@ class Factory(Daemon):
         patience = Patience(config.recoverable_holds, config.hold_wait, config.max_releases, config.stale_idle,
                             config.stale_running)  # fmt: skip
         for name, entry in config.entries.items():
-            care = tend(entry, [pilot for pilot in pilots if pilot.entry == name], patience, time.time())
-            if care.release or care.remove or care.force:
-                reasons = {pilot.job: pilot.hold_reason for pilot in pilots}
-                for verb, jobs in (("release", care.release), ("remove", care.remove), ("force", care.force)):
-                    for job in jobs:
-                        _log.info(event("tend", entry=name, action=verb, pilot=job, hold_reason=reasons[job]))
-                schedd.release(care.release, "pilotbed-factory: recoverable hold")
-                schedd.remove(care.remove, "pilotbed-factory: held for good, or stale")
-                schedd.remove(care.force, "pilotbed-factory: held too often", forced=True)
+            with self.apart(f"pilots of entry {name}"):
+                self.look_after_entry(schedd, name, entry, pilots, patience)
+
+    def look_after_entry(
+        self, schedd: Schedd, name: str, entry: Entry, pilots: Sequence[Pilot], patience: Patience
+    ) -> None:
+        """The same for one entry."""
+        care = tend(entry, [pilot for pilot in pilots if pilot.entry == name], patience, time.time())
+        if care.release or care.remove or care.force:
+            reasons = {pilot.job: pilot.hold_reason for pilot in pilots}
+            for verb, jobs in (("release", care.release), ("remove", care.remove), ("force", care.force)):
+                for job in jobs:
+                    _log.info(event("tend", entry=name, action=verb, pilot=job, hold_reason=reasons[job]))
+            schedd.release(care.release, "pilotbed-factory: recoverable hold")
+            schedd.remove(care.remove, "pilotbed-factory: held for good, or stale")
+            schedd.remove(care.force, "pilotbed-factory: held too often", forced=True)
 
     # -- telling
 
@@ -270,8 +313,8 @@ class Factory(Daemon):
         ads = self.collector.query(any_of("GlideinMyType", [Kind.CREDENTIALS.my_type, Kind.REQUEST.my_type]))
         there = {f"{ad.get('GlideinMyType', '?')} {ad.get('Name', '?')}" for ad in ads}
         self.refused = {name: why for name, why in self.refused.items() if name in there}
-        self.take_credentials([ad for ad in ads if ad["GlideinMyType"] == Kind.CREDENTIALS.my_type])
-        requests = self.take_requests([ad for ad in ads if ad["GlideinMyType"] == Kind.REQUEST.my_type], downtimes)
+        self.take_credentials([ad for ad in ads if ad.get("GlideinMyType") == Kind.CREDENTIALS.my_type])
+        requests = self.take_requests([ad for ad in ads if ad.get("GlideinMyType") == Kind.REQUEST.my_type], downtimes)
         for name, entry in self.entries.items():
             here = [pilot for pilot in pilots if pilot.entry == name]
             entry |= {
@@ -283,8 +326,11 @@ class Factory(Daemon):
             }  # fmt: skip
         now = time.time()
         left = {name: proxy.left(now) for name, proxy in self.proxies.items()}
-        decisions = manage(requests, self.config.entries, pilots, left, self.config.least_proxy_life)
-        acted = [self.carry_out(schedd, decision, stage) for decision in decisions]
+        decisions = manage(requests, self.config.entries, pilots, left, self.config.least_proxy_life, self.apart)
+        acted = []
+        for decision in decisions:
+            with self.apart(f"decision {decision.trusted.request.name}"):
+                acted.append(self.carry_out(schedd, decision, stage))
         self.look_after(schedd, pilots)
         self.advertise(decisions, downtimes, any(acted))
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pilotbed.protocol.ads import Ad, Removal, Value
+from pilotbed.pool.values import Ad, Value, number, text
+from pilotbed.protocol.ads import Removal
 
 from .config import Entry
 from .trust import CredentialName, Trusted
+
+#: Keeps what goes wrong with one request from the others.
+Guard = Callable[[str], AbstractContextManager[None]]
 
 
 class State(Enum):
@@ -42,6 +47,8 @@ _WAITING = {
     **dict.fromkeys(("FINISHING", "FINISHED"), State.STAGE_OUT),
 }
 _IDLE, _RUNNING, _TRANSFERRING, _HELD = 1, 2, 6, 5
+#: Later than any time (seconds, Unix).
+_NEVER = 2**53
 
 
 def state_of(status: int, grid_status: str, grid_id: str) -> State | None:
@@ -80,21 +87,29 @@ class Pilot:
     )  # fmt: skip
 
     @classmethod
-    def from_job(cls, job: Ad) -> Pilot | None:
-        """Return the pilot of a job ad; None if it has ended."""
-        state = state_of(int(job["JobStatus"]), str(job.get("GridJobStatus", "")), str(job.get("GridJobId", "")))
+    def from_job(cls, job: Ad, notes: list[str]) -> Pilot | None:
+        """Return the pilot of a job ad; None if it has ended. ``notes`` takes what is odd in it.
+
+        A pilot that is odd is a pilot: who does not count it submits one more, turn for turn.
+
+        Raises:
+            AbsurdValue: it has no number.
+        """
+        grid_status, grid_id = text(job, "GridJobStatus", "", notes=notes), text(job, "GridJobId", "", notes=notes)
+        state = state_of(number(job, "JobStatus", _IDLE, notes=notes), grid_status, grid_id)
         if state is None:
             return None
         return cls(
-            job=f"{job['ClusterId']}.{job['ProcId']}",
-            entry=str(job.get("GlideinEntryName", "")),
-            client=str(job.get("GlideinClient", "")),
-            security=str(job.get("GlideinFrontendName", "")),
-            credential=str(job.get("GlideinCredentialIdentifier", "")),
+            job=f"{number(job, 'ClusterId')}.{number(job, 'ProcId')}",
+            entry=text(job, "GlideinEntryName", "", notes=notes),
+            client=text(job, "GlideinClient", "", notes=notes),
+            security=text(job, "GlideinFrontendName", "", notes=notes),
+            credential=text(job, "GlideinCredentialIdentifier", "", notes=notes),
             state=state,
-            since=float(job.get("EnteredCurrentStatus", 0)),
-            holds=int(job.get("NumHolds", 0)),
-            hold_reason=str(job.get("HoldReason", "")),
+            # Without a time it is not stale.
+            since=number(job, "EnteredCurrentStatus", _NEVER, most=_NEVER, notes=notes),
+            holds=number(job, "NumHolds", 0, notes=notes),
+            hold_reason=text(job, "HoldReason", "", notes=notes),
         )
 
 
@@ -160,6 +175,7 @@ def manage(
     pilots: Sequence[Pilot],
     proxy_left: Mapping[CredentialName, int],
     least_proxy_life: int,
+    guard: Guard = lambda _: nullcontext(),
 ) -> list[Decision]:
     """Return one decision for each request.
 
@@ -169,6 +185,7 @@ def manage(
         pilots: all of this factory's in the queue.
         proxy_left: seconds that each stored credential lives on.
         least_proxy_life: seconds below which it submits nothing.
+        guard: around each request; one where it stops an exception has no decision.
     """
     tally = Tally.of(pilots)
     decisions = []
@@ -176,9 +193,10 @@ def manage(
         entry = trusted.request.entry_short
         left = proxy_left.get(trusted.credential, 0)
         why_not = f"credential lives only {max(left, 0)} s more (least {least_proxy_life} s)"
-        decision = _decide(trusted, entries[entry], pilots, tally, why_not if left < least_proxy_life else "")
-        tally.add(entry, trusted.security, decision.submit)
-        decisions.append(decision)
+        with guard(f"request {trusted.request.name}"):
+            decision = _decide(trusted, entries[entry], pilots, tally, why_not if left < least_proxy_life else "")
+            tally.add(entry, trusted.security, decision.submit)
+            decisions.append(decision)
     return decisions
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from pilotbed.pool.values import Ad
 from pilotbed.protocol import ProtocolError
-from pilotbed.protocol.ads import SIGN_TYPES, Ad, Client, Credentials, FactoryName, Request, Sealed, check_name
+from pilotbed.protocol.ads import SIGN_TYPES, Client, Credentials, FactoryName, Request, Sealed, check_name
 from pilotbed.protocol.crypto import FactoryKey
 from pilotbed.proxy import Proxy, ProxyError
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import Client, check_name
 
-#: What a job says of the sites it wants: DESIRED_Sites, a list in a string; without it any site will do.
-DEFAULT_MATCH = "MY.DESIRED_Sites =?= undefined || stringListIMember(TARGET.GLIDEIN_Site, MY.DESIRED_Sites)"
+#: What a job says of the sites it wants: DESIRED_Sites, a ClassAd list, or a string with commas or blanks between;
+#: without it any site will do. Either function is an error, and so no match, for the other's kind of list.
+DEFAULT_MATCH = (
+    "MY.DESIRED_Sites =?= undefined || ifThenElse(isList(MY.DESIRED_Sites), "
+    "member(TARGET.GLIDEIN_Site, MY.DESIRED_Sites), stringListIMember(TARGET.GLIDEIN_Site, MY.DESIRED_Sites))"
+)
 
 #: Jobs that a pilot can run for their owner: vanilla, with a proxy for gLExec to switch by. Not x509userproxysubject:
 #: the schedd leaves that out of the first job of an owner ("ReadProxyFileIntoAd ... Failed to switch to user priv").
@@ -35,6 +39,8 @@ class Pressure:
         silence: seconds without an ad from its pilot, after which a slot counts no more; a pilot sends one every
             UPDATE_INTERVAL (30 s), and the collector remembers a dead one's for minutes.
         wait_after, idle_after: turns without idle jobs, until unsubmitted and then idle pilots may be removed.
+        remember_size: turns for which a pilot's size counts as that of its entry's pilots after none is seen any more;
+            then a job that is larger may try one again.
         idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
     """
 
@@ -55,6 +61,7 @@ class Pressure:
     silence: int = 100
     wait_after: int = 6
     idle_after: int = 11
+    remember_size: int = 60
     idle_lifetime: int = 3600
 
     def __post_init__(self) -> None:
@@ -86,7 +93,7 @@ class Config:
         factory_identity: the only sender whose entries are believed.
         proxy: the pilots' proxy, to send to the factory.
         jobs, job_attributes, match: which jobs count, what of them the match looks at, and the match: a ClassAd
-            expression with the job as MY and the entry as TARGET.
+            expression with the job as MY and the entry as TARGET. What a job's size asks for is matched besides.
         entries: constraint on the factory's entries.
         parameters: set for pilots.
         manifest: written by pilotbed-stage.
@@ -108,7 +115,7 @@ class Config:
     factory_identity: str
     proxy: Path
     jobs: str = DEFAULT_JOBS
-    job_attributes: tuple[str, ...] = ("DESIRED_Sites", "RequestCpus")
+    job_attributes: tuple[str, ...] = ("DESIRED_Sites",)
     match: str = DEFAULT_MATCH
     entries: str = "true"
     parameters: Mapping[str, str] = field(default_factory=dict)

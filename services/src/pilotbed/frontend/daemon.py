@@ -7,25 +7,29 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pilotbed.daemon import Daemon, NotReady, run
-from pilotbed.pool import Collector, Expression, Identity, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.pool import AbsurdValue, Collector, Expression, Identity, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.pool.values import Value, number
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import ClientStage, Credentials, GlobalOffer, Kind, Offer, Request, Sealed, resource_ad
 from pilotbed.protocol.crypto import SessionKey
 from pilotbed.protocol.stage import parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event
+from pilotbed.service import event, first_line, read_file
 
 from . import config as settings
 from .config import Config
-from .decisions import Decision, History, Job, Slot, View, classify, decide
+from .decisions import Decision, History, Job, LeftOut, Slot, View, classify, decide, name_of, whereabouts
 
 _log = logging.getLogger("pilotbed.frontend")
+
+
+#: Most kinds of jobs that the status file and the log name when no pilot is asked for them.
+NAMED = 20
 
 
 def credential_id(path: Path, dn: str) -> str:
@@ -37,7 +41,7 @@ class Frontend(Daemon):
     """One frontend group: what it remembers from turn to turn, and the turn itself."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.status, config.loop_delay)
+        super().__init__("frontend", config.status, config.loop_delay)
         self.config = config
         self.match = Expression(config.match)
         self.pool = Collector(config.pool)
@@ -45,6 +49,7 @@ class Frontend(Daemon):
         self.history: dict[str, History] = {}
         self.sessions: dict[str, tuple[SessionKey, str]] = {}
         self.entries: dict[str, dict[str, Any]] = {}
+        self.left_out: list[LeftOut] = []
         self.asked: set[str] = set()
         self.proxy: Proxy | None = None
 
@@ -59,24 +64,40 @@ class Frontend(Daemon):
             PoolError: none could be asked.
         """
         wanted = self.config.job_attributes
-        attributes = ["JobStatus", "EnteredCurrentStatus", "QDate", "RemoteHost", *wanted]
-        constraint = f"({self.config.jobs}) && (JobStatus == 1 || JobStatus == 2)"
+        attributes = [*Job.ATTRIBUTES, *(name for name in wanted if name not in Job.ATTRIBUTES)]
+        constraint = f"({self.config.jobs}) && {Job.STATES}"
         found, missing = [], []
+        self.left_out = []
         for one in self.config.schedds:
             try:
                 full = self.full(one)
-                jobs = Schedd(one.name, self.config.pool).query(constraint, attributes)
+                ads = Schedd(one.name, self.config.pool).query(constraint, attributes)
             except PoolError as error:
                 missing.append(error)
                 self.say(f"schedd {one.name}", "schedd-missing", schedd=one.name, why=error)
                 continue
-            some = [job for ad in jobs if (job := Job.from_ad(ad, wanted)) is not None]
-            found += [job for job in some if not (full and job.idle)]
+            for ad in ads:
+                with self.apart(f"job {name_of(ad)}"):
+                    job = self.job(ad)
+                    if job is not None and not (full and job.idle):
+                        found.append(job)
             if full:
                 self.say(f"schedd {one.name}", "schedd-full", schedd=one.name, why=full)
         if missing and len(missing) == len(self.config.schedds):
             raise missing[0]
         return found, bool(missing)
+
+    def job(self, ad: Mapping[str, Value]) -> Job | None:
+        """Return the job of an ad; None if it does not count."""
+        notes: list[str] = []
+        try:
+            job = Job.from_ad(ad, self.config.job_attributes, notes)
+        except AbsurdValue as error:
+            self.absurd["jobs_left_out"] += 1
+            self.left_out.append(LeftOut(1, name_of(ad), str(error)))
+            return None
+        self.odd("jobs", name_of(ad), notes)
+        return job
 
     def full(self, schedd: settings.Schedd) -> str:
         """Return why idle jobs of ``schedd`` cannot start anyway; empty if they can."""
@@ -87,11 +108,12 @@ class Frontend(Daemon):
         ads = self.pool.query(f"{equals(MyType='Scheduler', Name=schedd.name)}", attributes)
         if not ads:
             raise PoolError(f"collector {self.config.pool} knows no schedd {schedd.name}")
-        ad = ads[0]
+        ad, notes = ads[0], list[str]()
         for count, most in (attributes[:2], attributes[2:4]):
-            limit = int(ad.get(most, 0))
-            if limit and int(ad.get(count, 0)) >= schedd.full * limit:
-                return f"{count} {ad[count]} of {limit}"
+            limit, has = number(ad, most, 0, notes=notes), number(ad, count, 0, notes=notes)
+            if limit and has >= schedd.full * limit:
+                return f"{count} {has} of {limit}"
+        self.odd("schedds", schedd.name, notes)
         return "CurbMatchmaking" if ad.get("CurbMatchmaking") is True else ""
 
     def slots(self) -> list[Slot]:
@@ -99,7 +121,13 @@ class Frontend(Daemon):
         ours = equals(MyType="Machine", GLIDECLIENT_Name=str(self.config.client))
         alive = f"time() - LastHeardFrom < {self.config.pressure.silence}"
         ads = self.pool.query(f"{ours} && {alive}", Slot.ATTRIBUTES)
-        return [Slot.from_ad(ad, self.config.pressure.least_memory) for ad in ads]
+        found = []
+        for ad in ads:
+            notes: list[str] = []
+            with self.apart(f"slot {ad.get('Name')}"):
+                found.append(Slot.from_ad(ad, self.config.pressure.least_memory, notes))
+                self.odd("slots", ad.get("Name"), notes)
+        return found
 
     def offers(self) -> tuple[list[Offer], dict[str, GlobalOffer]]:
         """Return entries and factory keys, from the trusted factory only."""
@@ -108,25 +136,28 @@ class Frontend(Daemon):
         ads = self.wms.query(f"({entries}) || ({any_of('GlideinMyType', [key])})")
         offers, keys = [], {}
         for ad in ads:
+            name = f"{ad.get('GlideinMyType')} {ad.get('Name')}"
             if ad.get("AuthenticatedIdentity") != self.config.factory_identity:
                 why = f"sent by {ad.get('AuthenticatedIdentity')}, not {self.config.factory_identity}"
-                self.say(f"stranger {ad.get('Name')}", "refused", ad=ad.get("Name"), why=why)
+                self.leave_out("offers", name, why)
                 continue
-            try:
-                if ad["GlideinMyType"] == key:
-                    found = GlobalOffer.from_ad(ad)
-                    keys[str(found.name)] = found
-                else:
-                    offers.append(Offer.from_ad(ad))
-            except ProtocolError as error:
-                self.say(f"broken {ad.get('Name')}", "refused", ad=ad.get("Name"), why=error)
+            with self.apart(f"offer {name}"):
+                try:
+                    if ad.get("GlideinMyType") == key:
+                        found = GlobalOffer.from_ad(ad)
+                        self.session(found)
+                        keys[str(found.name)] = found
+                    else:
+                        offers.append(Offer.from_ad(ad))
+                except ProtocolError as error:
+                    self.leave_out("offers", name, error)
         return sorted(offers, key=lambda offer: offer.full_name), keys
 
     def stage(self) -> ClientStage:
         """Return where pilots find our own files."""
         path, group = self.config.manifest, self.config.group
         try:
-            found = parse_manifest(path.read_text(), "groups")
+            found = parse_manifest(read_file(path), "groups")
             return ClientStage(found.web, found.signtype, found.main, found.part(group), f"{found.web}/group_{group}")
         except OSError as error:
             raise NotReady(f"{path}: {error.strerror}: build the stage area with pilotbed-stage") from error
@@ -137,7 +168,7 @@ class Frontend(Daemon):
         """Return the pilots' proxy (PEM), and why it cannot be used; empty if it can."""
         path, least = self.config.proxy, self.config.least_proxy_life
         try:
-            pem = path.read_text()
+            pem = read_file(path)
             self.proxy = Proxy.read(pem)
         except OSError as error:
             self.proxy = None
@@ -151,9 +182,7 @@ class Frontend(Daemon):
     def stopped(self) -> str:
         """Return the reason of a downtime; empty without one."""
         path = self.config.downtime
-        if not path.is_file():
-            return ""
-        return "frontend is in downtime: " + (path.read_text().strip().splitlines() or ["no reason given"])[0]
+        return f"frontend is in downtime: {first_line(path)}" if os.path.lexists(path) else ""
 
     # -- asking
 
@@ -176,37 +205,8 @@ class Frontend(Daemon):
                 sealed = Sealed.seal(session, code, key.key_id, config.identity, values)
                 globals_.append(Credentials(str(key.name), config.client, sealed).to_ad())
             for decision in decisions:
-                key = keys[str(decision.offer.name)]
-                session, code = self.session(key)
-                values = {
-                    "SecurityName": config.security_name,
-                    "SecurityClass": config.security_class,
-                    "SubmitProxy": name,
-                }
-                counts = decision.counts
-                requests.append(
-                    Request(
-                        entry=decision.offer.full_name,
-                        client=config.client,
-                        credential=name,
-                        idle=decision.idle,
-                        maximum=decision.maximum,
-                        removal=decision.removal,
-                        margin=0,
-                        idle_lifetime=config.pressure.idle_lifetime,
-                        stage=stage,
-                        parameters=config.parameters,
-                        sealed=Sealed.seal(session, code, key.key_id, config.identity, values),
-                        monitor={
-                            "Idle": counts["JobsIdle"],
-                            "OldIdle": counts["JobsIdleOld"],
-                            "Running": counts["JobsRunning"],
-                            "RunningHere": counts["JobsRunningHere"],
-                            "GlideinsTotal": counts["GlideinsTotal"],
-                            "GlideinsIdle": counts["GlideinsIdle"],
-                        },
-                    )
-                )
+                with self.apart(f"request to {decision.offer.full_name}"):
+                    requests.append(self.request(decision, keys[str(decision.offer.name)], name, stage))
         self.wms.advertise(globals_, Kind.CREDENTIALS.update)
         self.wms.advertise([request.to_ad() for request in requests], Kind.REQUEST.update)
         names = {request.name for request in requests}
@@ -214,6 +214,37 @@ class Frontend(Daemon):
             self.wms.invalidate(Kind.REQUEST.my_type, any_of("Name", sorted(gone)), Kind.REQUEST.invalidate)
         self.asked = names
         self.tell_users(decisions)
+
+    def request(self, decision: Decision, key: GlobalOffer, credential: str, stage: ClientStage) -> Request:
+        """Return what is asked of one entry, for its factory's ``key``, by the name of a credential."""
+        config, counts = self.config, decision.counts
+        session, code = self.session(key)
+        values = {
+            "SecurityName": config.security_name,
+            "SecurityClass": config.security_class,
+            "SubmitProxy": credential,
+        }
+        return Request(
+            entry=decision.offer.full_name,
+            client=config.client,
+            credential=credential,
+            idle=decision.idle,
+            maximum=decision.maximum,
+            removal=decision.removal,
+            margin=0,
+            idle_lifetime=config.pressure.idle_lifetime,
+            stage=stage,
+            parameters=config.parameters,
+            sealed=Sealed.seal(session, code, key.key_id, config.identity, values),
+            monitor={
+                "Idle": counts["JobsIdle"],
+                "OldIdle": counts["JobsIdleOld"],
+                "Running": counts["JobsRunning"],
+                "RunningHere": counts["JobsRunningHere"],
+                "GlideinsTotal": counts["GlideinsTotal"],
+                "GlideinsIdle": counts["GlideinsIdle"],
+            },
+        )
 
     def tell_users(self, decisions: Sequence[Decision]) -> None:
         """Publish what was decided in the users' pool: useful, but nothing hangs on it."""
@@ -240,6 +271,7 @@ class Frontend(Daemon):
         return {
             "client": str(self.config.client),
             "entries": self.entries,
+            "left_out": [vars(one) for one in self.left_out[:NAMED]],
             "proxy": {"dn": self.proxy.dn, "left": self.proxy.left(now)} if self.proxy else None,
         }
 
@@ -255,13 +287,17 @@ class Frontend(Daemon):
         offers = [offer for offer in offers if str(offer.name) in keys]
         (jobs, blind), slots = self.jobs(), self.slots()
         now = time.time()
-        entry_of = {slot.name: slot.entry for slot in slots}
-        running = Counter(entry_of.get(job.slot, "") for job in jobs if not job.idle)
         classes = classify(jobs, now, config.pressure.old_idle)
-        view = View(classes, offers, slots, running, self.history, self.stopped() or unusable, blind)
-        decisions = decide(view, config.pressure, self.match)
+        places = whereabouts(jobs, slots, offers)
+        view = View(classes, offers, slots, places, self.history, self.stopped() or unusable, blind)
+        decisions, left_out = decide(view, config.pressure, self.match, self.apart)
+        self.left_out = sorted([*left_out, *self.left_out], key=lambda one: -one.jobs)
+        for one in self.left_out[:NAMED]:
+            self.once(f"left out {one.why}", "jobs-left-out", jobs=one.jobs, such_as=one.example, why=one.why)
         self.ask(decisions, keys, pem, stage)
-        self.history = {decision.offer.full_name: decision.history for decision in decisions}
+        there = {offer.full_name for offer in offers}
+        self.history = {name: one for name, one in self.history.items() if name in there}
+        self.history |= {decision.offer.full_name: decision.history for decision in decisions}
         if not decisions:
             self.say("entries", "no-entries", factory=config.factory, trusted=config.factory_identity)
         self.note(decisions, int(now))

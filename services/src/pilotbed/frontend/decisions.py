@@ -8,63 +8,189 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from pilotbed.protocol.ads import Ad, Offer, Removal, Value
+from pilotbed.pool.values import AbsurdValue, Ad, Value, number, shown, text
+from pilotbed.protocol.ads import Offer, Removal
 
 from .config import Pressure
 
 Match = Callable[[Ad, Ad], bool]
+#: Keeps what goes wrong with one entry or one class of jobs from the others.
+Guard = Callable[[str], AbstractContextManager[None]]
 
-_IDLE, _RUNNING = 1, 2
+#: JobStatus. A job that hands back its output, or is suspended, still needs its pilot.
+_IDLE, _RUNNING, _OUTPUT, _SUSPENDED = 1, 2, 6, 7
+#: A time or a size that 2**31 is too small for.
+_LARGE = 2**53
+
+#: What a pilot has of each core at most, where neither its entry nor a pilot that was there says it: MB.
+ASSUMED_MEMORY = 1 << 16
+ASSUMED_DISK = 1 << 20
+#: Cores of a pilot that takes the whole node ("auto"), before one was there.
+ASSUMED_CORES = 1024
+
+
+@dataclass(frozen=True)
+class Size:
+    """Cores, memory and disk (MB) and GPUs: what a job needs, or what a pilot has."""
+
+    cpus: int = 1
+    memory: int = 0
+    disk: int = 0
+    gpus: int = 0
+
+    @classmethod
+    def of_job(cls, ad: Ad) -> Size:
+        """Return what a job needs.
+
+        Raises:
+            AbsurdValue: it asks for what no machine can have.
+        """
+        return cls(
+            cpus=number(ad, "RequestCpus", 1, strings=False),
+            memory=number(ad, "RequestMemory", 0, strings=False),
+            disk=number(ad, "RequestDisk", 0, strings=False, most=_LARGE) // 1024,  # KiB
+            gpus=number(ad, "RequestGPUs", 0, strings=False),
+        )
+
+    @classmethod
+    def of_slot(cls, ad: Ad, notes: list[str]) -> Size:
+        """Return what a slot had before jobs took their parts."""
+        return cls(
+            cpus=number(ad, "TotalSlotCpus", 0, notes=notes),
+            memory=number(ad, "TotalSlotMemory", 0, notes=notes),
+            disk=number(ad, "TotalSlotDisk", 0, most=_LARGE, notes=notes) // 1024,
+            gpus=number(ad, "TotalSlotGPUs", 0, notes=notes),
+        )
+
+    @classmethod
+    def of_pilots(cls, attributes: Ad, seen: Size | None) -> Size:
+        """Return what the pilots of an entry have at most: as it says, else as they were ``seen``, else a guess."""
+        notes: list[str] = []
+        seen = seen or cls(0)
+        # "auto", "node" and "slot" leave it to the node (glideinWMS).
+        estimate = number(attributes, "GLIDEIN_ESTIMATED_CPUS", 0, notes=notes) or seen.cpus or ASSUMED_CORES
+        cpus = max(number(attributes, "GLIDEIN_CPUS", 1), 1) if _counts(attributes, "GLIDEIN_CPUS") else estimate
+        # glideinWMS: "GPUs,2,type=main;..."
+        resources = text(attributes, "GLIDEIN_Resource_Slots", "", notes=notes).split(";")
+        gpus = [words[1] for one in resources if (words := one.split(","))[0].strip().lower() == "gpus" and words[1:]]
+        return cls(
+            cpus=cpus,
+            memory=number(attributes, "GLIDEIN_MaxMemMBs", 0, notes=notes) or seen.memory or cpus * ASSUMED_MEMORY,
+            disk=number(attributes, "GLIDEIN_MaxDiskMBs", 0, notes=notes) or seen.disk or cpus * ASSUMED_DISK,
+            gpus=number({"GPUs": gpus[0]} if gpus else {}, "GPUs", seen.gpus, notes=notes),
+        )
+
+    def with_(self, other: Size) -> Size:
+        """Return the larger one in everything."""
+        return Size(*(max(pair) for pair in zip(self.parts(), other.parts(), strict=True)))
+
+    def lacks(self, needed: Size) -> str:
+        """Return what of ``needed`` is more than this; empty if a job of that size fits."""
+        names = ("RequestCpus {} > {}", "RequestMemory {} > {} MB", "RequestDisk {} > {} MB", "RequestGPUs {} > {}")
+        triples = zip(names, needed.parts(), self.parts(), strict=True)
+        return next((name.format(need, have) for name, need, have in triples if need > have), "")
+
+    def parts(self) -> tuple[int, int, int, int]:
+        """Return them all."""
+        return self.cpus, self.memory, self.disk, self.gpus
+
+
+def _counts(attributes: Ad, name: str) -> bool:
+    """Return whether the attribute is a number, or its default is."""
+    notes: list[str] = []
+    number(attributes, name, 1, notes=notes)
+    return not notes
 
 
 @dataclass(frozen=True)
 class JobClass:
-    """Jobs that no match can tell apart, since their ``attributes`` are equal."""
+    """Jobs that no match can tell apart, since their ``attributes`` and ``size`` are equal."""
 
     attributes: Mapping[str, Value]
     idle: int = 0
     old_idle: int = 0
     running: int = 0
-    #: Cores that one of them asks for.
-    cpus: int = 1
+    size: Size = Size()
+    #: One of them, for who wants to look.
+    example: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What of a job counts: its state, since when (seconds, Unix), where it runs and what the match looks at."""
+    """What of a job counts: its state, since when (seconds, Unix), where it runs and what the match looks at.
+
+    ``entry`` is its pilot's entry as the job itself has it, ``name`` is for people.
+    """
 
     idle: bool
     since: float
     slot: str
     attributes: Mapping[str, Value]
+    size: Size = Size()
+    entry: str = ""
+    name: str = ""
+
+    #: Of every job, besides what the match looks at. Where its owner says no memory and no disk, HTCondor writes
+    #: expressions: what they are made of has to come, too. MachineAttr...0 is what SYSTEM_JOB_MACHINE_ATTRS leaves in
+    #: it of the pilot that it runs in (role submit); not every schedd does.
+    ATTRIBUTES = (
+        "ClusterId", "ProcId", "Owner", "JobStatus", "EnteredCurrentStatus", "QDate", "RemoteHost",
+        "MachineAttrGLIDEIN_Entry_Name0", "RequestCpus", "RequestMemory", "RequestDisk", "RequestGPUs", "MemoryUsage",
+        "ResidentSetSize", "ImageSize", "ExecutableSize", "DiskUsage",
+    )  # fmt: skip
+    #: Which jobs these are.
+    STATES = f"member(JobStatus, {{{_IDLE}, {_RUNNING}, {_OUTPUT}, {_SUSPENDED}}})"
 
     @classmethod
-    def from_ad(cls, ad: Ad, attributes: Iterable[str]) -> Job | None:
-        """Return the job of an ad; None if it is neither idle nor running."""
+    def from_ad(cls, ad: Ad, attributes: Iterable[str], notes: list[str]) -> Job | None:
+        """Return the job of an ad; None if it is neither idle nor running. ``notes`` takes what is odd in it.
+
+        Raises:
+            AbsurdValue: it is idle, and what it asks for no pilot can have.
+        """
         status = ad.get("JobStatus")
-        if status not in (_IDLE, _RUNNING):
+        if status not in (_IDLE, _RUNNING, _OUTPUT, _SUSPENDED):
             return None
+        try:
+            size = Size.of_job(ad)
+        except AbsurdValue:
+            if status == _IDLE:
+                raise
+            size = Size()
+        # What has no proper time has just come.
+        queued = number(ad, "QDate", _LARGE, most=_LARGE, notes=notes)
         return cls(
             idle=status == _IDLE,
-            since=float(ad.get("EnteredCurrentStatus", ad.get("QDate", 0))),
-            slot=str(ad.get("RemoteHost", "")),
+            since=number(ad, "EnteredCurrentStatus", queued, most=_LARGE, notes=notes),
+            slot=text(ad, "RemoteHost", "", notes=notes),
             attributes={name: ad[name] for name in attributes if name in ad},
+            size=size,
+            entry=text(ad, "MachineAttrGLIDEIN_Entry_Name0", "", notes=notes),
+            name=name_of(ad),
         )
+
+
+def name_of(ad: Ad) -> str:
+    """Return a job's name for people, such as ``12.0 (alice)``, whatever its ad has become."""
+    return f"{ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')} ({ad.get('Owner', '?')})"
 
 
 def classify(jobs: Iterable[Job], now: float, old_idle: int) -> list[JobClass]:
     """Group ``jobs`` into classes; one is old when it has been idle for ``old_idle`` seconds at ``now``."""
-    classes: dict[tuple[tuple[str, Value], ...], JobClass] = {}
+    classes: dict[object, JobClass] = {}
     for job in jobs:
-        key = tuple(sorted(job.attributes.items()))
-        found = classes.get(key) or JobClass(job.attributes, cpus=int(job.attributes.get("RequestCpus", 1)))
+        # With the types: 1 and true are equal in Python, and not to a match.
+        key = job.size, tuple(sorted((name, type(value).__name__, value) for name, value in job.attributes.items()))
+        found = classes.get(key) or JobClass(job.attributes, size=job.size)
         classes[key] = replace(
             found,
             idle=found.idle + job.idle,
             old_idle=found.old_idle + (job.idle and now - job.since >= old_idle),
             running=found.running + (not job.idle),
+            example=found.example or (job.name if job.idle else ""),
         )
     return list(classes.values())
 
@@ -79,50 +205,110 @@ class Slot:
     running: bool
     #: The shell of a partitionable slot that holds dynamic ones: it is not a place for a job of its own.
     shell: bool
+    size: Size = Size(0)
 
     #: What has to be asked of the collector.
     ATTRIBUTES = (
         "Name", "State", "Activity", "PartitionableSlot", "TotalSlots", "Cpus", "Memory", "GLIDEIN_Entry_Name",
-        "GLIDEIN_Name", "GLIDEIN_Factory",
+        "GLIDEIN_Name", "GLIDEIN_Factory", "TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk", "TotalSlotGPUs",
     )  # fmt: skip
 
     @classmethod
-    def from_ad(cls, ad: Ad, least_memory: int) -> Slot:
-        """Return the slot of a machine ad; a partitionable one needs a core and ``least_memory`` MB to be idle."""
+    def from_ad(cls, ad: Ad, least_memory: int, notes: list[str]) -> Slot:
+        """Return the slot of a machine ad; a partitionable one needs a core and ``least_memory`` MB to be idle.
+
+        ``notes`` takes what is odd in it.
+        """
         partitionable = ad.get("PartitionableSlot") is True
-        whole = int(ad.get("TotalSlots", 1)) == 1
-        room = int(ad.get("Cpus", 1)) > 0 and int(ad.get("Memory", 0)) >= least_memory
+        whole = number(ad, "TotalSlots", 1, notes=notes) == 1
+        room = number(ad, "Cpus", 1, notes=notes) > 0 and number(ad, "Memory", 0, notes=notes) >= least_memory
         unused = ad.get("State") == "Unclaimed" and ad.get("Activity") == "Idle"
+        parts = ("Entry_Name", "Name", "Factory")
         return cls(
-            name=str(ad.get("Name", "")),
-            entry="@".join(str(ad.get(f"GLIDEIN_{part}", "")) for part in ("Entry_Name", "Name", "Factory")),
+            name=text(ad, "Name", "", notes=notes),
+            entry="@".join(text(ad, f"GLIDEIN_{part}", "", notes=notes) for part in parts),
             idle=unused and (not partitionable or whole or room),
             running=not partitionable and ad.get("State") == "Claimed",
             shell=partitionable and not whole,
+            size=Size.of_slot(ad, notes),
         )
 
 
 @dataclass(frozen=True)
+class Whereabouts:
+    """Where jobs run: how many at each entry, by its full name; and how many of which nobody knows where."""
+
+    running: Mapping[str, int] = field(default_factory=dict)
+    astray: int = 0
+
+
+def whereabouts(jobs: Iterable[Job], slots: Iterable[Slot], offers: Iterable[Offer]) -> Whereabouts:
+    """Return where ``jobs`` run: by the slot, or where that is out of sight (its site's uplink is down, say) by what
+    the job itself says.
+    """
+    entry_of = {slot.name: slot.entry for slot in slots}
+    called: dict[str, list[str]] = {}
+    for offer in offers:
+        called.setdefault(offer.entry, []).append(offer.full_name)
+    running: Counter[str] = Counter()
+    astray = 0
+    for job in jobs:
+        if job.idle:
+            continue
+        if job.slot in entry_of:
+            running[entry_of[job.slot]] += 1
+        elif job.entry:
+            running.update(called.get(job.entry, ()))
+        else:
+            astray += 1
+    return Whereabouts(running, astray)
+
+
+@dataclass(frozen=True)
 class History:
-    """What an entry has looked like for how many turns on end; the daemon keeps one for each entry."""
+    """What an entry has looked like for how many turns on end; the daemon keeps one for each entry.
+
+    ``size`` is that of the largest pilot that was seen there, ``size_age`` how many turns ago the last one was;
+    ``maximum`` what was asked for last.
+    """
 
     without_idle_jobs: int = 0
     all_slots_idle: int = 0
     no_slots: int = 0
+    size: Size | None = None
+    size_age: int = 0
+    maximum: int = 0
 
     def after(self, idle_jobs: int, slots: int, idle_slots: int) -> History:
         """Return the history after one more turn."""
-        return History(
-            0 if idle_jobs else self.without_idle_jobs + 1,
-            self.all_slots_idle + 1 if slots and idle_slots == slots else 0,
-            0 if slots else self.no_slots + 1,
+        return replace(
+            self,
+            without_idle_jobs=0 if idle_jobs else self.without_idle_jobs + 1,
+            all_slots_idle=self.all_slots_idle + 1 if slots and idle_slots == slots else 0,
+            no_slots=0 if slots else self.no_slots + 1,
         )
 
-    def removal(self, pressure: Pressure) -> Removal:
-        """Return how much of what was asked for may be taken back."""
-        if self.without_idle_jobs < pressure.wait_after:
+    def with_sizes(self, sizes: Sequence[Size], remember: int) -> History:
+        """Return the history with what the pilots that are seen now have; ``remember`` turns after them it is lost."""
+        if not sizes:
+            lost = self.size_age >= remember
+            return replace(self, size=None if lost else self.size, size_age=self.size_age + 1)
+        size = self.size or Size(0)
+        for one in sizes:
+            size = size.with_(one)
+        return replace(self, size=size, size_age=0)
+
+    def removal(self, pressure: Pressure, running: int, blind: bool) -> Removal:
+        """Return how much of what was asked for may be taken back.
+
+        Args:
+            pressure: after how many turns.
+            running: jobs that run there, or may. While they do no pilot that has started is to go, seen or not.
+            blind: whether there may be jobs that are not seen: nothing is to go.
+        """
+        if blind or self.without_idle_jobs < pressure.wait_after:
             return Removal.NO
-        if self.no_slots >= pressure.idle_after:
+        if self.no_slots >= pressure.idle_after and not running:
             return Removal.ALL
         if self.all_slots_idle >= pressure.idle_after:
             return Removal.IDLE
@@ -144,7 +330,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Share:
-    """An entry's share of the jobs: proportional ones, those that match it alone, and mean cores per job."""
+    """An entry's share of the jobs: proportional ones, those that match it alone, and mean cores per job.
+
+    ``too_large`` counts those that would match but for their size, ``lack`` says what is too large of one of them.
+    """
 
     idle: float = 0
     old_idle: float = 0
@@ -152,29 +341,72 @@ class Share:
     unique: int = 0
     matching: int = 0
     cores: float = 0
+    too_large: int = 0
+    lack: str = ""
 
     def cpus(self) -> float:
         """Return the mean cores of its idle jobs; 1 without any."""
         return self.cores / self.idle if self.idle else 1.0
 
 
-def split(classes: Iterable[JobClass], offers: Sequence[Offer], match: Match) -> dict[str, Share]:
-    """Give each entry its share: jobs that match n entries count 1/n at each of them."""
+@dataclass(frozen=True)
+class LeftOut:
+    """Idle jobs for which no pilot is asked anywhere, one of them, and why."""
+
+    jobs: int
+    example: str
+    why: str
+
+
+def split(
+    classes: Iterable[JobClass], offers: Sequence[Offer], match: Match, sizes: Mapping[str, Size], guard: Guard
+) -> tuple[dict[str, Share], list[LeftOut]]:
+    """Give each entry its share: jobs that match n entries count 1/n at each of them.
+
+    Args:
+        classes: of the jobs.
+        offers: the entries.
+        match: whether a job matches an entry, by their attributes.
+        sizes: what a pilot there has, by full name.
+        guard: around each class of jobs.
+
+    Returns:
+        The shares by full name, and the jobs that have none.
+    """
     targets = {offer.full_name: dict(offer.attributes) for offer in offers}
+    short = {offer.full_name: offer.entry for offer in offers}
     shares = {name: Share() for name in targets}
+    left_out = []
     for jobs in classes:
-        matching = [name for name, attributes in targets.items() if match(jobs.attributes, attributes)]
-        for name in matching:
-            share, part = shares[name], 1 / len(matching)
-            shares[name] = Share(
-                share.idle + jobs.idle * part,
-                share.old_idle + jobs.old_idle * part,
-                share.running + jobs.running * part,
-                share.unique + (jobs.idle if len(matching) == 1 else 0),
-                share.matching + jobs.idle,
-                share.cores + jobs.idle * part * jobs.cpus,
+        fitting: list[str] = []
+        small: list[str] = []
+        with guard(f"jobs like {jobs.example}"):
+            for name, attributes in targets.items():
+                if match(jobs.attributes, attributes):
+                    (small if sizes[name].lacks(jobs.size) else fitting).append(name)
+        for name in fitting:
+            share, part = shares[name], 1 / len(fitting)
+            shares[name] = replace(
+                share,
+                idle=share.idle + jobs.idle * part,
+                old_idle=share.old_idle + jobs.old_idle * part,
+                running=share.running + jobs.running * part,
+                unique=share.unique + (jobs.idle if len(fitting) == 1 else 0),
+                matching=share.matching + jobs.idle,
+                cores=share.cores + jobs.idle * part * jobs.size.cpus,
             )
-    return shares
+        if jobs.idle:
+            for name in small:
+                share, lack = shares[name], sizes[name].lacks(jobs.size)
+                shares[name] = replace(share, too_large=share.too_large + jobs.idle, lack=share.lack or lack)
+        if jobs.idle and targets and not fitting:
+            wants = ", ".join(f"{name} = {shown(value)}" for name, value in sorted(jobs.attributes.items()))
+            why = f"match no entry: {wants or 'no attributes'}"
+            if small:
+                where = ", ".join(short[name] for name in small[:3]) + (", ..." if small[3:] else "")
+                why = f"larger than any pilot at {where}: {sizes[small[0]].lacks(jobs.size)}"
+            left_out.append(LeftOut(jobs.idle, jobs.example, why))
+    return shares, left_out
 
 
 def _ceil(number: float) -> int:
@@ -190,16 +422,17 @@ class View:
         classes: jobs, idle and running.
         offers: entries of the trusted factory.
         slots: our pilots' slots.
-        running: jobs that run at an entry, by its full name.
+        places: where jobs run.
         history: by full name, as the last turn's decisions left it.
         stopped: why nothing may be asked for at all; empty in good times.
-        blind: whether the jobs of some schedd are not known: then no turn counts as one without idle jobs.
+        blind: whether the jobs of some schedd are not known: then no turn counts as one without idle jobs, and nothing
+            is taken back.
     """
 
     classes: Sequence[JobClass]
     offers: Sequence[Offer]
     slots: Sequence[Slot]
-    running: Mapping[str, int] = field(default_factory=dict)
+    places: Whereabouts = Whereabouts()
     history: Mapping[str, History] = field(default_factory=dict)
     stopped: str = ""
     blind: bool = False
@@ -207,41 +440,63 @@ class View:
 
 @dataclass(frozen=True)
 class Places:
-    """Places for jobs: at one entry, those idle there, jobs running there; and of the whole group."""
+    """Places for jobs: at one entry, those idle there, jobs that run there or may; and of the whole group."""
 
     here: int
     idle: int
     running: int
+    astray: int
     all: int
     all_idle: int
 
 
-def decide(view: View, pressure: Pressure, match: Match) -> list[Decision]:
-    """Return one decision for each entry; ``match`` says whether a job's attributes (MY) match an entry's (TARGET)."""
-    shares = split(view.classes, view.offers, match)
+def decide(
+    view: View, pressure: Pressure, match: Match, guard: Guard = lambda _: nullcontext()
+) -> tuple[list[Decision], list[LeftOut]]:
+    """Return one decision for each entry, and the jobs that had no part in any.
+
+    Args:
+        view: what this turn sees.
+        pressure: parameters of the formulas.
+        match: whether a job's attributes (MY) match an entry's (TARGET).
+        guard: around each class of jobs and each entry; an entry where it stops an exception has no decision.
+    """
     # A partitionable pilot with one job shows two slots, itself and the dynamic one: count places for jobs.
     slots = [slot for slot in view.slots if slot.idle or not slot.shell]
     total, idle = Counter(slot.entry for slot in slots), Counter(slot.entry for slot in slots if slot.idle)
-    decisions = []
+    seen: dict[str, list[Size]] = {}
+    for slot in view.slots:
+        seen.setdefault(slot.entry, []).append(slot.size)
+    histories, sizes, offers = {}, {}, []
     for offer in view.offers:
         name = offer.full_name
-        places = Places(total[name], idle[name], view.running.get(name, 0), len(slots), idle.total())
-        history = view.history.get(name, History())
+        with guard(f"entry {name}"):
+            history = view.history.get(name, History()).with_sizes(seen.get(name, ()), pressure.remember_size)
+            histories[name], sizes[name] = history, Size.of_pilots(offer.attributes, history.size)
+            offers.append(offer)
+    shares, left_out = split(view.classes, offers, match, sizes, guard)
+    decisions = []
+    for offer in offers:
+        name = offer.full_name
+        places = Places(
+            total[name], idle[name], view.places.running.get(name, 0), view.places.astray, len(slots), idle.total()
+        )
         stopped = view.stopped or ("entry is in downtime" if offer.in_downtime else "")
-        share = shares[name]
-        after = history if view.blind and not share.idle else history.after(_ceil(share.idle), places.here, places.idle)
-        decisions.append(_decide(offer, share, places, after, pressure, stopped=stopped))
-    return decisions
+        with guard(f"entry {name}"):
+            decisions.append(_decide(offer, shares[name], places, histories[name], pressure, stopped=stopped,
+                                     blind=view.blind, cpus=sizes[name].cpus))  # fmt: skip
+    return decisions, left_out
 
 
 def _decide(
-    offer: Offer, share: Share, places: Places, after: History, pressure: Pressure, *, stopped: str
-) -> Decision:
-    cpus = max(int(offer.attributes.get("GLIDEIN_CPUS", 1)), 1)
+    offer: Offer, share: Share, places: Places, history: History, pressure: Pressure, *, stopped: str, blind: bool,
+    cpus: int,
+) -> Decision:  # fmt: skip
     wanted = max(_ceil(share.idle * share.cpus() / cpus), pressure.min_running)
     effective = max(wanted - places.idle, 0)
     old_effective = max(_ceil(share.old_idle * share.cpus() / cpus) - places.idle, 0)
-    removal = after.removal(pressure)
+    after = history if blind and not share.idle else history.after(_ceil(share.idle), places.here, places.idle)
+    removal = after.removal(pressure, places.running + places.astray, blind)
     closed = stopped or _hard_limit(places, pressure)
     if closed:
         ask, why = 0, closed
@@ -252,9 +507,15 @@ def _decide(
         why = f"{places.idle} idle slots for {wanted} jobs" if wanted else "no idle job matches"
     else:
         ask, why = _ask(effective, old_effective, places, pressure)
-    maximum = places.running
+    if share.too_large:
+        why += f"; {share.too_large} larger than a pilot: {share.lack}"
+    # Where nothing more is wanted the maximum is what runs: never less than what may run unseen, or is busy in any way.
+    maximum = max(places.running + places.astray, places.here - places.idle)
+    if blind:
+        maximum = max(maximum, history.maximum, 1)
     if wanted and not stopped:
-        maximum = int((effective + places.running) * pressure.relative_to_queue + 1)
+        maximum = max(maximum, int((effective + places.running) * pressure.relative_to_queue + 1))
+    after = replace(after, maximum=maximum)
     counts = {
         "JobsIdle": _ceil(share.idle),
         "JobsIdleMatching": share.matching,

@@ -7,13 +7,18 @@ everything above can be tested where they are missing.
 from .door import Collector, Identity, PoolError, Schedd, open_door
 from .expression import Expression
 from .text import any_of, equals, quote
+from .values import AbsurdValue, Ad, Expr, Value
 
 __all__ = [
+    "AbsurdValue",
+    "Ad",
     "Collector",
+    "Expr",
     "Expression",
     "Identity",
     "PoolError",
     "Schedd",
+    "Value",
     "any_of",
     "equals",
     "open_door",

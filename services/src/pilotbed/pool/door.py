@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Value = str | int | float | bool
+from .values import Ad, Expr, Value
 
 #: Seconds that a query or a handshake may take before the pool counts as down; HTCondor's own are 60 and 20.
 DEADLINE = 5
@@ -62,18 +62,43 @@ def _ask(question: Callable[[], Any]) -> Any:
         return question()
 
 
-def _plain(ad: Any) -> dict[str, Value]:
-    """Return the attributes of a ClassAd that have a value; expressions are evaluated, undefined ones left out."""
+def plain(ad: Any, asked: Iterable[str] = ()) -> dict[str, Value]:
+    """Return the attributes of a ClassAd that are not undefined; expressions are evaluated where they can be.
+
+    Whoever wrote the ad may have written ``desired_sites``: to ClassAds it is the same. Names in ``asked`` come back as
+    they are there.
+    """
     import classad2
 
-    values = {}
+    spelling = {name.lower(): name for name in asked}
+    values: dict[str, Value] = {}
     for name in ad:
-        value = ad[name]
-        if isinstance(value, classad2.ExprTree):
-            value = ad.eval(name)
+        try:
+            value = ad[name]
+            if isinstance(value, classad2.ExprTree):
+                value = value.eval(ad)
+        except Exception:  # text that is not UTF-8: UnicodeDecodeError; in a list: SystemError
+            value = classad2.Value.Error
         if isinstance(value, str | float | bool) or (isinstance(value, int) and not isinstance(value, classad2.Value)):
-            values[name] = value
+            values[spelling.get(name.lower(), name)] = value
+        elif (text := repr(ad.lookup(name))) != "undefined":
+            values[spelling.get(name.lower(), name)] = Expr(text, open=value is classad2.Value.Undefined)
     return values
+
+
+def classad(values: Ad) -> Any:
+    """Return the ClassAd of ``values``; what it cannot hold is brought as near as it can."""
+    import classad2
+
+    def fitting(value: Value) -> Any:
+        if isinstance(value, Expr):
+            return classad2.ExprTree(value.text)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return max(-(2**63), min(value, 2**63 - 1))
+        # A lone surrogate crashes the library.
+        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+    return classad2.ClassAd({name: fitting(value) for name, value in values.items()})
 
 
 class Collector:
@@ -99,20 +124,18 @@ class Collector:
             ads = _ask(lambda: self._collector.query(htcondor2.AdType.Any, constraint, list(attributes)))
         except htcondor2.HTCondorException as error:
             raise PoolError(f"collector {self.address} does not answer a query: {error}") from error
-        return [_plain(ad) for ad in ads]
+        return [plain(ad, attributes) for ad in ads]
 
-    def advertise(self, ads: Iterable[Mapping[str, Value]], command: str) -> None:
+    def advertise(self, ads: Iterable[Ad], command: str) -> None:
         """Send ``ads`` with ``command`` (``UPDATE_..._AD``).
 
         Raises:
             PoolError: the collector does not answer, or our identity may not send this kind.
         """
-        import classad2
-
         self._sequence += 1
         # Without MyAddress a LICENSE ad vanishes; the collector logs "Could not make hashkey --- ignoring ad".
         extra: dict[str, Value] = {"MyAddress": "<127.0.0.1:0>", "UpdateSequenceNumber": self._sequence}
-        self._send([classad2.ClassAd(extra | dict(ad)) for ad in ads], command)
+        self._send([classad(extra | dict(ad)) for ad in ads], command)
 
     def invalidate(self, my_type: str, constraint: str, command: str) -> None:
         """Remove our ads of ``my_type`` that satisfy ``constraint`` with ``command`` (``INVALIDATE_...``).
@@ -172,7 +195,7 @@ class Schedd:
             ads = _ask(lambda: self._schedd.query(constraint, list(attributes)))
         except htcondor2.HTCondorException as error:
             raise PoolError(f"schedd {self.name} does not answer a query: {error}") from error
-        return [_plain(ad) for ad in ads]
+        return [plain(ad, attributes) for ad in ads]
 
     def submit(self, description: str, count: int) -> int:
         """Submit ``count`` jobs of a submit description as one cluster and return its number.

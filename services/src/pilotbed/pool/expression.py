@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from .door import PoolError
-
-Value = str | int | float | bool
+from .door import PoolError, classad
+from .values import Ad
 
 
 class Expression:
@@ -26,9 +23,7 @@ class Expression:
         except classad2.ClassAdException as error:
             raise PoolError(f"not a ClassAd expression: {text!r}: {error}") from error
 
-    def __call__(self, my: Mapping[str, Value], target: Mapping[str, Value]) -> bool:
+    def __call__(self, my: Ad, target: Ad) -> bool:
         """Return whether it is true; undefined, an error or a number is no match."""
-        import classad2
-
         # Value.Undefined and Value.Error are the integers 2 and 1, and so true in Python: only True itself counts.
-        return self._tree.eval(classad2.ClassAd(dict(my)), classad2.ClassAd(dict(target))) is True
+        return self._tree.eval(classad(my), classad(target)) is True

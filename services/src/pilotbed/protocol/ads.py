@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
 
+from pilotbed.pool.values import AbsurdValue, Ad, Value
+from pilotbed.pool.values import number as read_number
+from pilotbed.pool.values import text as read_text
+
 from . import ProtocolError
 from .crypto import FactoryKey, SessionKey
 from .stage import Signed
-
-Value = str | int | float | bool
-Ad = Mapping[str, Value]
 
 VERSION = "pilotbed 0.1 (glideinWMS 3.10 protocol)"
 
@@ -77,25 +78,17 @@ def check_name(text: str, what: str, at: bool = True) -> str:
 
 
 def _text(ad: Ad, name: str, default: str | None = None) -> str:
-    value = ad.get(name, default)
-    if value is None:
-        raise ProtocolError(f"{name} is missing")
-    if not isinstance(value, str):
-        raise ProtocolError(f"{name} is not a string")
-    return value
+    try:
+        return read_text(ad, name, default)
+    except AbsurdValue as error:
+        raise ProtocolError(str(error)) from error
 
 
 def _count(ad: Ad, name: str, default: int | None = None) -> int:
-    value = ad.get(name, default)
-    if value is None:
-        raise ProtocolError(f"{name} is missing")
     try:
-        number = int(value)
-    except ValueError as error:
-        raise ProtocolError(f"{name} is not a number") from error
-    if number < 0:
-        raise ProtocolError(f"{name} is negative")
-    return number
+        return read_number(ad, name, default)
+    except AbsurdValue as error:
+        raise ProtocolError(str(error)) from error
 
 
 def _with_prefix(ad: Ad, prefix: str) -> dict[str, Value]:
