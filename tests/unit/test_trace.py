@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,7 +106,7 @@ def test_join_by_batch_job_and_global_job_id() -> None:
     ad = {"GlobalJobId": "submit#22.0#1", "Owner": "alice"}
     (one,) = records.joined([made()], {"slurm 6": JOB}, [ad, {"GlobalJobId": "submit#2.0#1"}])
     assert (one.job, one.condor) == (JOB, ad)
-    assert records.from_json(records.as_json([one])) == [one]
+    assert [records.from_json(value) for value in json.loads(json.dumps(records.as_json([one])))] == [one]
 
 
 @pytest.mark.parametrize("changes", [{"batch": ""}, {"batch": "slurm 7"}, {"pilot_account": "pilot001"}])
@@ -121,7 +124,82 @@ def test_table_has_nothing_for_a_terminal_to_obey() -> None:
     assert "running" in shown
 
 
-@pytest.mark.parametrize("words", [[], ["--node", "x", "--at", "@1", "--since", "@0"], ["--node", "x", "--at", "noon"]])
+NUMBERS = ("STARTED", "WALL", "CPU", "MEMORY", "EXIT")
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", ["soon", "nan", "inf", "1e300", "-1e300", "9" * 5000, "0x10", "1 2"])
+def test_a_record_whose_numbers_are_none_says_which(field: str, value: str) -> None:
+    with pytest.raises(records.Unreadable, match=f"^{field} is "):
+        records.payload(ENTRY | {f"GLEXEC_{field}": value})
+
+
+@given(st.dictionaries(st.sampled_from(sorted(ENTRY)), st.text(max_size=30)))
+def test_any_entry_is_a_record_or_none_or_refused(changes: dict[str, str]) -> None:
+    try:
+        one = records.payload(ENTRY | changes)
+    except records.Unreadable:
+        return
+    if one:
+        records.table(records.chosen([one], since=0, until=2**40))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(vars(made()))), ANYTHING, min_size=1), ANYTHING)
+def test_any_json_is_a_record_or_refused(changes: dict[str, object], instead: object) -> None:
+    (good,) = records.as_json([made()])
+    left_out = cli.LeftOut()
+    found = list(left_out.read(records.from_json, [good | changes, instead, good]))
+    assert found[-1] == made()
+    assert left_out.count == 3 - len(found)
+    records.table(records.chosen(records.joined(found, {}), since=0, until=2**40))
+
+
+@given(st.sampled_from(["target", "dn", "fqan", "id", "caller", "batch", "started"]), ANYTHING)
+def test_any_call_that_is_under_way_is_a_record_or_refused(field: str, value: object) -> None:
+    log = {"target": "gl016", "dn": ALICE, "fqan": "", "id": "x", "caller": "pilot", "batch": "", "started": 1.5}
+    with pytest.raises(records.Unreadable, match=f"{field} is missing"):
+        records.running({name: said for name, said in log.items() if name != field}, "wn1")
+    with contextlib.suppress(records.Unreadable):
+        records.table([records.running(log | {field: value}, "wn1")])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_entries_or_refused(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        list(records.exported(io.BytesIO(data)))
+
+
+def test_records_that_are_none_do_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (good,) = records.as_json([made()])
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([good | {"start": "soon"}, good, 7]))
+    words = ["--account", "gl016", "--since", "@0", "--records", str(file)]
+    assert cli.main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == [good]
+    assert said.err == "pilotbed-trace: 2 records left out; of the first, start is 'soon'\n"
+    file.write_text('{"start": 1}')
+    assert cli.main(words) == 1
+    assert "not what --json prints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--node", "x", "--at", "@1", "--since", "@0"],
+        ["--node", "x", "--at", "noon"],
+        ["--node", "x", "--at", "@inf"],
+        ["--node", "x", "--since", "@nan"],
+    ],
+)
 def test_command_line_that_cannot_be_meant_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.arguments(words)

@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import batch
 from ..glexec import journal
 from . import records
 from .records import Payload
 
+T = TypeVar("T")
+
 _HISTORY = "GlobalJobId,Owner,x509userproxysubject,ExitCode,JobStatus,RemoteUserCpu,RemoteSysCpu,RemoteWallClockTime"
 
 
 def moment(text: str) -> float:
     """Return the seconds since 1970 of an ISO date or time (local, if it does not say), or of @SECONDS."""
-    return float(text[1:]) if text.startswith("@") else datetime.fromisoformat(text).astimezone().timestamp()
+    found = float(text[1:]) if text.startswith("@") else datetime.fromisoformat(text).astimezone().timestamp()
+    if not math.isfinite(found):
+        raise ValueError(f"{text} is no moment")
+    return found
 
 
-def read_journal(directory: Path | None, since: float, *matches: str) -> Iterator[Payload]:
+class LeftOut:
+    """Records that cannot be read: they are left out and counted, and do not keep the others from being found."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def read(self, record: Callable[[T], Payload | None], values: Iterable[T]) -> Iterator[Payload]:
+        """Yield the payloads that ``record`` makes of ``values``."""
+        for value in values:
+            try:
+                one = record(value)
+            except records.Unreadable as error:
+                self.count += 1
+                self.first = self.first or str(error)
+            else:
+                if one:
+                    yield one
+
+
+def read_journal(directory: Path | None, since: float, left_out: LeftOut, *matches: str) -> Iterator[Payload]:
     """Yield the payloads that ended after ``since``, as the journal has them. Raises OSError."""
     fields = ",".join(["_UID", "_HOSTNAME", "SYSLOG_IDENTIFIER", *(f"GLEXEC_{name}" for name in records.FIELDS)])
     command = ["journalctl", "--quiet", "--no-pager", "--output=export", f"--output-fields={fields}",
@@ -34,18 +60,18 @@ def read_journal(directory: Path | None, since: float, *matches: str) -> Iterato
                *records.MATCHES, *matches]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        for entry in records.exported(process.stdout):  # type: ignore[arg-type]
-            if one := records.payload(entry):
-                yield one
+        yield from left_out.read(records.payload, records.exported(process.stdout))  # type: ignore[arg-type]
     if process.returncode:
         raise OSError(f"journalctl ended with {process.returncode}")
 
 
-def read_running() -> list[Payload]:
+def read_running(left_out: LeftOut) -> list[Payload]:
     """Return the payloads that run on this node now; none for who is not root, as only root may see them."""
     if os.geteuid() or not Path(journal.DIRECTORY).is_dir():
         return []
-    return [records.running(case.log, socket.gethostname()) for case in journal.under_way() if case.monitor]
+    node = socket.gethostname()
+    logs = (case.log for case in journal.under_way() if case.monitor)
+    return list(left_out.read(lambda log: records.running(log, node), logs))
 
 
 def read_batch(file: Path | None, found: Sequence[Payload]) -> dict[str, dict[str, str]]:
@@ -72,8 +98,8 @@ def read_condor() -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"condor_history: {done.stderr.strip()}")
-    ads: list[dict[str, Any]] = json.loads(done.stdout or "[]")
-    return ads
+    ads = json.loads(done.stdout or "[]")
+    return [ad for ad in ads if isinstance(ad, dict)] if isinstance(ads, list) else []
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -109,19 +135,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = arguments(argv)
     named = {"TARGET": asked.account, "DN": asked.dn}
     matches = [f"GLEXEC_{name}={value}" for name, value in named.items() if value]
+    left_out = LeftOut()
     try:
         if asked.records:
-            found = records.from_json(json.load(asked.records))
+            given = json.load(asked.records)
+            if not isinstance(given, list):
+                raise ValueError(f"{asked.records.name}: not what --json prints, a list")
+            found = list(left_out.read(records.from_json, given))
         else:
-            found = list(read_journal(asked.directory, asked.since, *matches))
-            found += [] if asked.directory else read_running()
+            found = list(read_journal(asked.directory, asked.since, left_out, *matches))
+            found += [] if asked.directory else read_running(left_out)
         found = records.chosen(
             found, node=asked.node, dn=asked.dn, account=asked.account, since=asked.since, until=asked.until
         )
         jobs = {} if asked.records and not asked.batch else read_batch(asked.batch, found)
         found = records.joined(found, jobs, read_condor() if asked.condor else ())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         print(f"pilotbed-trace: {error}", file=sys.stderr)
         return 1
+    if left_out.count:
+        print(f"pilotbed-trace: {left_out.count} records left out; of the first, {left_out.first}", file=sys.stderr)
     print(json.dumps(records.as_json(found), indent=1) if asked.json else records.table(found))
     return 0
