@@ -30,6 +30,7 @@ from pilotbed.relay.protocol import (
     State,
     encode,
 )
+from pilotbed.relay.service import Networks
 
 EXAMPLES = {
     Register: Register(1, ("TUlJ", "QkJC"), "glidein_7", None, ("10.70.0.14/32", "2001:db8::/32")),
@@ -363,6 +364,29 @@ def test_restored_as_dumped():
 def test_damaged_books_are_refused(state):
     with pytest.raises(ValueError, match="lease book"):
         book().restore(json.dumps(state), 0, lambda _: True)
+
+
+@given(st.data())
+def test_a_book_that_was_edited_is_restored_or_refused(data):
+    """Whatever stands in the file: the relay says that it is damaged, or can work with what it has read."""
+    leases = book()
+    leases.register(wish(sources=("10.0.0.0/8",)), PILOT, "/vo/Role=pilot", 1000, 0)
+    state = json.loads(leases.dump())
+    (entry,) = state["leases"]
+    changes = st.dictionaries(st.sampled_from([*sorted(entry), "odd"]), JSON, max_size=2)
+    state["leases"] = data.draw(st.lists(changes.map(lambda changed: entry | changed) | JSON, max_size=3))
+    state |= data.draw(st.dictionaries(st.sampled_from(sorted(state)), JSON, max_size=1))
+    again = book()
+    try:
+        again.restore(json.dumps(state), 60, lambda lease: lease.dn.startswith("/"))
+    except ValueError as error:
+        assert "lease book" in str(error)
+        return
+    for lease in list(again):
+        Networks(lease.sources)
+        assert int(lease.expires) > 60 and len(lease.label) == 10
+    again.due(10**6)
+    again.restore(again.dump(), 60, lambda _: True)
 
 
 @given(st.lists(st.tuples(st.sampled_from("oaeld"), st.integers(0, 5)), max_size=40))

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pilotbed.relay.protocol import TOKEN_BYTES, TOKEN_LIFETIME, Refusal, Register
+from pilotbed.relay.protocol import TOKEN_BYTES, TOKEN_LIFETIME, Refusal, Register, network
 
 FORMAT = 1  # of the state file
 
@@ -137,14 +137,14 @@ class LeaseBook:
         """
         try:
             state = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"damaged lease book: {error}") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"not a lease book of format {FORMAT}")
         try:
-            leases = [Lease(**entry | {"lost": now}) for entry in state["leases"]]
+            leases = [_restored(entry, now) for entry in state["leases"]]
             last = int(state["last_port"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"damaged lease book: {error}") from None
         for lease in leases:
             if lease.port in self.ports and lease.port not in self._by_port and lease.expires > now and may(lease):
@@ -168,6 +168,22 @@ class LeaseBook:
         raise Refusal(
             "range_exhausted", f"all {len(self.ports)} ports {self.ports[0]}-{self.ports[-1]} of this relay are taken"
         )
+
+
+def _restored(entry: dict[str, Any], now: float) -> Lease:
+    """Return a lease of the state file, which somebody may have edited. Raises TypeError and ValueError."""
+    lease = Lease(**entry | {"lost": now})
+    for name in ("id", "dn", "pilot", "fqan"):
+        if not isinstance(getattr(lease, name), str):
+            raise TypeError(f"{name} is {getattr(lease, name)!r}")
+    for name in ("port", "opened", "expires"):
+        if not isinstance(value := getattr(lease, name), int | float) or not 0 <= value < 2**53:
+            raise TypeError(f"{name} is {value!r}")
+    if not isinstance(lease.sources, list):
+        raise TypeError(f"sources is {lease.sources!r}")
+    for source in lease.sources:
+        network(source)
+    return lease
 
 
 _Waiting = TypeVar("_Waiting")
