@@ -406,6 +406,23 @@ def test_what_lies_where_the_renewal_leaves_proxies_ends_nothing(drop: object) -
         assert daemon.errors == 0
 
 
+def test_one_proxy_that_is_none_does_not_keep_the_others_from_being_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pilotbed.factory import renew
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    for name in ("hostcert.pem", "hostkey.pem"):
+        (tmp_path / name).write_text("")
+    drop_file(tmp_path / "pilots_a.pem")
+    drop_directory(tmp_path / "pilots_b.pem")
+    (tmp_path / "pilots_c.pem").write_text(pilot_proxy())
+    assert renew.main(["--myproxy", "localhost", "--voms", "vo:/vo", "--out", str(tmp_path)]) == 1
+    assert [line.split()[0] for line in caplog.messages] == ["renewal-failed", "renewal-failed", "fresh"]
+    assert "is not UTF-8 text" in caplog.messages[0]
+
+
 def test_a_defect_in_one_request_is_its_own_affair(caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool([credentials(pilot_proxy()), request("alpha"), request("beta")])
     with factory(pool) as daemon:

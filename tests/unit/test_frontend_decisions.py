@@ -24,6 +24,7 @@ from pilotbed.frontend.decisions import (
     Whereabouts,
     classify,
     decide,
+    merged,
     split,
     whereabouts,
 )
@@ -331,6 +332,8 @@ def test_jobs_that_match_nothing_are_named() -> None:
     assert left_out(replace(jobs(4, "gamma"), example="12.0 (alice)"), jobs(1, "alpha")) == [
         LeftOut(4, "12.0 (alice)", 'match no entry: DESIRED_Sites = "gamma"')
     ]
+    many = [LeftOut(1, "1.0", "b"), LeftOut(1, "2.0", "a"), LeftOut(2, "3.0", "a")]
+    assert merged(many) == [LeftOut(3, "2.0", "a"), LeftOut(1, "1.0", "b")]
     assert left_out(jobs(4, "gamma"), offers=()) == []  # a factory that is not there says nothing of the jobs
 
 

@@ -88,6 +88,11 @@ def show() -> None:
     for submit in members("submit"):
         jobs = host(submit).run(f"condor_q -nobatch -allusers -af:j Owner {STATE} Cmd").stdout
         _list(f"jobs of {submit} (id, user, state, command)", jobs)
+    for frontend in members("frontend"):
+        state = json.loads(host(frontend).run("cat /run/pilotbed/frontend/state.json").stdout or "{}")
+        if left_out := state.get("left_out"):
+            lines = [f"{one['jobs']}  {one['example']}  {one['why']}" for one in left_out]
+            _list("jobs for which no pilot is asked (how many, such as, why)", "\n".join(lines))
 
 
 def _list(heading: str, text: str) -> None:

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pilotbed.service import read_file
+
 #: Seconds that a tool may take; each talks to one server once.
 DEADLINE = 60
 
@@ -26,7 +28,7 @@ def own_copy(path: Path, directory: Path) -> Path:
     """
     copy = directory / path.name
     with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(path.read_text())
+        file.write(read_file(path))
     return copy
 
 

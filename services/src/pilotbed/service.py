@@ -93,7 +93,7 @@ def write_metrics(path: Path, prefix: str, metrics: Mapping[str, float]) -> None
     lines = []
     for name, value in sorted(metrics.items()):
         kind = "counter" if name.endswith("_total") else "gauge"
-        lines.append(f"# TYPE {prefix}_{name} {kind}\n{prefix}_{name} {value:g}\n")
+        lines.append(f"# TYPE {prefix}_{name} {kind}\n{prefix}_{name} {value!r}\n")
     write_file(path, "".join(lines), 0o644)
 
 

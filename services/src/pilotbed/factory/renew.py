@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pilotbed.gridtools import ToolError, own_copy, run
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event, set_up_logging, write_file
+from pilotbed.service import event, read_file, set_up_logging, write_file
 
 _log = logging.getLogger("pilotbed.renew")
 
@@ -62,7 +62,7 @@ class Renewal:
             what = ["-voms", self.voms, "-valid", f"{self.hours}:00"]
             run(["voms-proxy-init", "-quiet", "-noregen", *what, "-out", str(full)], {"X509_USER_PROXY": plain})
             pem = full.read_text()
-        before, after = Proxy.read(old.read_text()), Proxy.read(pem)
+        before, after = Proxy.read(read_file(old)), Proxy.read(pem)
         if before.dn != after.dn:
             raise ProxyError(f"MyProxy answered with a proxy of {after.dn}, not of {before.dn}")
         return pem
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ends(path: Path) -> float:
     """Return when the proxy in ``path`` ends (seconds, Unix); 0 if there is none."""
     try:
-        return Proxy.read(path.read_text()).ends
+        return Proxy.read(read_file(path)).ends
     except (OSError, ProxyError):
         return 0
 

@@ -23,7 +23,7 @@ from pilotbed.service import event, first_line, read_file
 
 from . import config as settings
 from .config import Config
-from .decisions import Decision, History, Job, LeftOut, Slot, View, classify, decide, name_of, whereabouts
+from .decisions import Decision, History, Job, LeftOut, Slot, View, classify, decide, merged, name_of, whereabouts
 
 _log = logging.getLogger("pilotbed.frontend")
 
@@ -291,7 +291,7 @@ class Frontend(Daemon):
         places = whereabouts(jobs, slots, offers)
         view = View(classes, offers, slots, places, self.history, self.stopped() or unusable, blind)
         decisions, left_out = decide(view, config.pressure, self.match, self.apart)
-        self.left_out = sorted([*left_out, *self.left_out], key=lambda one: -one.jobs)
+        self.left_out = merged([*left_out, *self.left_out])
         for one in self.left_out[:NAMED]:
             self.once(f"left out {one.why}", "jobs-left-out", jobs=one.jobs, such_as=one.example, why=one.why)
         self.ask(decisions, keys, pem, stage)

@@ -358,6 +358,15 @@ class LeftOut:
     why: str
 
 
+def merged(left_out: Iterable[LeftOut]) -> list[LeftOut]:
+    """Return one for each reason, that with the most jobs first."""
+    found: dict[str, LeftOut] = {}
+    for one in left_out:
+        known = found.get(one.why, LeftOut(0, one.example, one.why))
+        found[one.why] = replace(known, jobs=known.jobs + one.jobs)
+    return sorted(found.values(), key=lambda one: (-one.jobs, one.why))
+
+
 def split(
     classes: Iterable[JobClass], offers: Sequence[Offer], match: Match, sizes: Mapping[str, Size], guard: Guard
 ) -> tuple[dict[str, Share], list[LeftOut]]:
