@@ -50,7 +50,8 @@ restore: ready ## every node back as it was, and a walk
 	@$(lab) restore "$(NAME)"
 	$(walk)
 
-test: lint unit services test-lab test-glexec grid traversal ## all tests
+test: ready ## everything (CHANGED=1: but for parts that passed and see no change since)
+	@.venv/bin/python -m pilotbed_suite.parts $(if $(CHANGED),--changed)
 
 lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint

@@ -1,0 +1,259 @@
+"""``make test``: the parts of the whole test suite, side by side where they wait.
+
+Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, the others compute.
+Each writes to ``var/log/test-PART.log``; the end of it is shown when the part fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from xml.etree import ElementTree
+
+from . import CHECKOUT
+
+#: Lines of a failed part's log that are shown.
+SHOWN = 150
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the suite.
+
+    Args:
+        name: as `make` knows it.
+        lane: parts of the same lane wait for each other.
+        commands: what is run, one after the other, until one fails; ``pytest`` among them is this Python's.
+        sees: files and directories of the checkout that can make a difference to its outcome.
+        environment: set for its commands.
+    """
+
+    name: str
+    lane: str
+    commands: tuple[tuple[str, ...], ...]
+    sees: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        """Where its commands write."""
+        return CHECKOUT / f"var/log/test-{self.name}.log"
+
+    @property
+    def report(self) -> Path:
+        """Where pytest leaves its report."""
+        return CHECKOUT / f"var/log/test-{self.name}.xml"
+
+    @property
+    def stamp(self) -> Path:
+        """What it saw when it passed last."""
+        return CHECKOUT / f"var/log/test-{self.name}.passed"
+
+    def digest(self) -> str:
+        """Return the digest of all files that it sees; "" where git does not say which there are."""
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *self.sees],
+            cwd=CHECKOUT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if listed.returncode:
+            return ""
+        digest = hashlib.sha256(repr(self).encode())
+        for name in sorted(filter(None, listed.stdout.split("\0"))):
+            path = CHECKOUT / name
+            if path.is_symlink():
+                content = str(path.readlink()).encode()
+            else:
+                content = path.read_bytes() if path.is_file() else b""
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        return digest.hexdigest()
+
+
+def _tests(*places: str) -> tuple[str, ...]:
+    return ("pytest", *places)
+
+
+_UP = (sys.executable, "-m", "pilotbed_lab", "up")
+_LAB = ("lab", "suite", "pyproject.toml", "requirements.txt")
+_DEPLOYED = ("ansible.cfg", "inventory", "playbooks", "plugins", "roles", "services", "bootstrap")
+
+PARTS = (
+    Part("lint", "host", (("tests/lint",),), (".",)),
+    Part("unit", "host", (_tests("tests/unit"),), (".",)),
+    Part("services", "host", (_tests("tests/services"),), ("services", "tests/services", "tests/pki.py", *_LAB)),
+    Part("lab", "host", (_tests("tests/lab"),), ("roles", "tests/lab", *_LAB)),
+    Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
+    Part("grid", "grid", (_UP, _tests("tests/grid")), ("tests/grid", *_DEPLOYED, *_LAB)),
+    Part(
+        "traversal", "grid", (_UP, _tests("tests/traversal")), ("tests/traversal", "docs", "bench", *_DEPLOYED, *_LAB),
+        {"ANSIBLE_INVENTORY": "inventory/common,inventory/lab,inventory/traversal"},
+    ),
+)
+
+
+@dataclass
+class Outcome:
+    """How a part went: ``ok``, ``FAILED`` or ``unchanged``, how many tests, and seconds."""
+
+    part: Part
+    verdict: str = "FAILED"
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+class Runner:
+    """Runs parts, each lane in a thread of its own, and ends all of them when it is told to stop."""
+
+    def __init__(self, changed: bool) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+        self.outcomes: dict[str, Outcome] = {}
+
+    def run(self, parts: Sequence[Part]) -> None:
+        """Run ``parts``; their outcomes are in ``outcomes`` then."""
+        lanes = {part.lane: [other for other in parts if other.lane == part.lane] for part in parts}
+        threads = [threading.Thread(target=self._lane, args=(lane,)) for lane in lanes.values()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.5)  # in slices, so that a signal is handled meanwhile
+
+    def stop(self) -> None:
+        """End what runs; nothing else is started."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+
+    def _lane(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            outcome = self.outcomes[part.name] = Outcome(part)
+            digest = part.digest()
+            if self._changed and digest and part.stamp.exists() and part.stamp.read_text() == digest:
+                outcome.verdict = "unchanged"
+                self._say(f"  {part.name:<12} nothing that it can see has changed since it passed")
+                continue
+            begun = time.monotonic()
+            self._say(f"  {part.name:<12} begins")
+            part.stamp.unlink(missing_ok=True)
+            part.report.unlink(missing_ok=True)
+            passed = self._commands(part)
+            outcome.seconds = time.monotonic() - begun
+            if self._stopped:
+                return
+            _count(outcome)
+            if passed:
+                outcome.verdict = "ok"
+                part.stamp.write_text(digest)
+            else:
+                self._show(part)
+            self._say(f"  {part.name:<12} {_line(outcome)}")
+
+    def _commands(self, part: Part) -> bool:
+        part.log.parent.mkdir(parents=True, exist_ok=True)
+        with part.log.open("wb") as log:
+            for words in part.commands:
+                command = list(words)
+                if words[0] == "pytest":
+                    command = [sys.executable, "-m", "pytest", *words[1:], f"--junit-xml={part.report}"]
+                with self._lock:
+                    if self._stopped:
+                        return False
+                    process = subprocess.Popen(
+                        command, cwd=CHECKOUT, env={**os.environ, **part.environment}, stdin=subprocess.DEVNULL,
+                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    )  # fmt: skip
+                    self._running.add(process)
+                code = process.wait()
+                with self._lock:
+                    self._running.discard(process)
+                if code:
+                    return False
+        return True
+
+    def _show(self, part: Part) -> None:
+        lines = part.log.read_text(errors="replace").splitlines()
+        cut = [f"… {len(lines) - SHOWN} lines more in {part.log.relative_to(CHECKOUT)}"] if len(lines) > SHOWN else []
+        self._say("\n".join(f"    {line}" for line in [*cut, *lines[-SHOWN:]]))
+
+    def _say(self, text: str) -> None:
+        with self._lock:
+            print(text, flush=True)
+
+
+def _count(outcome: Outcome) -> None:
+    """Take the numbers of tests from pytest's report, if there is one."""
+    if not outcome.part.report.exists():
+        return
+    for suite in ElementTree.parse(outcome.part.report).getroot().iter("testsuite"):  # noqa: S314 (our own file)
+        number = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+        outcome.failed += number["failures"] + number["errors"]
+        outcome.skipped += number["skipped"]
+        outcome.passed += number["tests"] - number["failures"] - number["errors"] - number["skipped"]
+
+
+def _line(outcome: Outcome) -> str:
+    total = outcome.passed + outcome.failed + outcome.skipped
+    tests = f"{total} tests" if total else ""
+    return f"{tests:<12} {outcome.seconds:7.1f} s  {outcome.verdict}"
+
+
+@contextlib.contextmanager
+def _told_to_stop(runner: Runner) -> Iterator[None]:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        runner.stop()
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts; return 0 only if all of them passed."""
+    parser = argparse.ArgumentParser(prog="pilotbed_suite.parts", description=__doc__)
+    names = [part.name for part in PARTS]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("--changed", action="store_true", help="skip parts that passed and see no change since")
+    arguments = parser.parse_args(argv)
+    if unknown := [name for name in arguments.parts if name not in names]:
+        parser.error(f"there is no part {unknown[0]}; there is {', '.join(names)}")
+    chosen = [part for part in PARTS if part.name in (arguments.parts or names)]
+    runner = Runner(arguments.changed)
+    begun = time.monotonic()
+    with _told_to_stop(runner):
+        runner.run(chosen)
+    outcomes = [runner.outcomes[part.name] for part in chosen]
+    print(f"\n  {'part':<12} {'':<12} {'time':>9}")
+    for outcome in outcomes:
+        print(f"  {outcome.part.name:<12} {_line(outcome)}")
+    print(f"  {'all':<12} {'':<12} {time.monotonic() - begun:7.1f} s\n")
+    passed, failed, skipped = (sum(getattr(one, name) for one in outcomes) for name in ("passed", "failed", "skipped"))
+    broken = [one.part.name for one in outcomes if one.verdict == "FAILED"]
+    if broken:
+        print(f"failed: {', '.join(broken)}")
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
