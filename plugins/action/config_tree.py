@@ -17,11 +17,13 @@ from ansible.template import trust_as_template
 BOOTSTRAP = """python3 -I -c 'import sys, json; d = json.load(sys.stdin); n = {"__name__": "config_tree"}; \
 exec(compile(d["program"], "config_tree", "exec"), n); n["main"](d["wanted"])'"""
 
-OPTIONS = frozenset({"attributes", "trees", "units", "restart"})
+OPTIONS = frozenset({"attributes", "items", "trees", "units", "restart"})
 PROGRAM = Path(__file__).parent.parent / "modules" / "config_tree.py"
 
 #: The role that installs our package, and where.
 PACKAGE_ROLE, PACKAGE_PATH = "pilotbed", "/usr/lib/pilotbed"
+#: In a path: the file is there once for each of the task's items.
+_OF_ITEM = re.compile(r"{{\s*item\b")
 #: What names modules in a unit: ``gunicorn pilotbed.mapping.app:create()``.
 _CALLABLE = re.compile(r"\bpilotbed(?:\.\w+)+(?=:)")
 
@@ -118,7 +120,7 @@ class ActionModule(ActionBase):
         own = Path(role._role_path)
         files = {}
         for tree in [*(own.parent / name for name in args.get("trees") or []), own]:
-            files.update(self._tree(tree, task_vars))
+            files.update(self._tree(tree, task_vars, args.get("items") or []))
         attributes = args.get("attributes") or {}
         if strangers := sorted(set(attributes) - set(files)):
             raise AnsibleActionFail(f"{own.name}: attributes of files that are not in the tree: {', '.join(strangers)}")
@@ -147,7 +149,8 @@ class ActionModule(ActionBase):
         imports = Imports(f"{package}{PACKAGE_PATH}")
         found = {}
         for unit in units:
-            places = [f"{top}/systemd/system/{unit}" for top in ("/etc", "/usr/lib")]
+            template = re.sub(r"@[^@]*(?=\.)", "@", unit)  # of an instance
+            places = [f"{top}/systemd/system/{template}" for top in ("/etc", "/usr/lib")]
             text = next((base64.b64decode(files[place]["content"]).decode() for place in places
                          if files.get(place, {}).get("content")), "")  # fmt: skip
             modules = set(_CALLABLE.findall(text))
@@ -160,36 +163,43 @@ class ActionModule(ActionBase):
                 found[unit] = [f"{PACKAGE_PATH}/{path}" for path in imports.closure(modules)]
         return found
 
-    def _tree(self, role, task_vars):
+    def _tree(self, role, task_vars, items):
         """Return {path on the node: entry} of the tree of the role in directory ``role``."""
         if not role.is_dir():
             raise AnsibleActionFail(f"config_tree: there is no role {role.name} beside {self._task._role}")
-        templar = self._templar.copy_with_new_env(searchpath=[str(role / "templates")], available_variables=task_vars)
         found = {}
         for kind in ("files", "templates"):
             top = role / kind
             for source in _walk(top):
                 name = "/" + str(source.relative_to(top))
-                if "{{" in name:
-                    name = templar.template(trust_as_template(name))
-                content = source.read_bytes()
-                if kind == "templates":
-                    name = name.removesuffix(".j2")
-                    try:
-                        text = templar.template(
-                            trust_as_template(content.decode()),
-                            escape_backslashes=False,
-                            overrides={"trim_blocks": True, "lstrip_blocks": True},
-                        )
-                    except Exception as error:
-                        raise AnsibleActionFail(f"{source}: {error}") from error
-                    text = "" if text is None else str(text)
-                    # Jinja drops the file's last newline.
-                    content = f"{text.rstrip()}\n".encode() if text.strip() else None
-                found[name] = {
-                    "content": None if content is None else base64.b64encode(content).decode(),
-                    "owner": "root",
-                    "group": "root",
-                    "mode": "0755" if source.stat().st_mode & 0o100 else "0644",
-                }
+                for item in items if _OF_ITEM.search(name) else [None]:
+                    given = task_vars if item is None else {**task_vars, "item": item}
+                    path, entry = self._rendered(role, source, name, kind, given)
+                    found[path] = entry
         return found
+
+    def _rendered(self, role, source, name, kind, task_vars):
+        """Return where a file of a tree lands, and its entry."""
+        templar = self._templar.copy_with_new_env(searchpath=[str(role / "templates")], available_variables=task_vars)
+        if "{{" in name:
+            name = templar.template(trust_as_template(name))
+        content = source.read_bytes()
+        if kind == "templates":
+            name = name.removesuffix(".j2")
+            try:
+                text = templar.template(
+                    trust_as_template(content.decode()),
+                    escape_backslashes=False,
+                    overrides={"trim_blocks": True, "lstrip_blocks": True},
+                )
+            except Exception as error:
+                raise AnsibleActionFail(f"{source}: {error}") from error
+            text = "" if text is None else str(text)
+            # Jinja drops the file's last newline.
+            content = f"{text.rstrip()}\n".encode() if text.strip() else None
+        return name, {
+            "content": None if content is None else base64.b64encode(content).decode(),
+            "owner": "root",
+            "group": "root",
+            "mode": "0755" if source.stat().st_mode & 0o100 else "0644",
+        }

@@ -20,6 +20,11 @@ options:
     description: Owner, group and mode of files, by path. The default is root, root, 0644 (0755 if executable).
     type: dict
     default: {}
+  items:
+    description: A file whose path names C(item) is there once for each of these, and rendered with it as C(item).
+    type: list
+    elements: raw
+    default: []
   trees:
     description: Other roles whose trees are installed in the same run, before the role's own.
     type: list

@@ -24,8 +24,8 @@ from pathlib import Path
 import pki
 from pilotbed.glexec import policy
 from pilotbed_lab import enclosure, image
+from pilotbed_suite import CHECKOUT, ansible
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 GLEXEC = "/usr/sbin/glexec"
 ROOT_PART = "/usr/libexec/pilotbed/glexec-root"
 SOURCES = "/usr/lib/pilotbed/pilotbed/glexec"
@@ -175,7 +175,7 @@ class Bed:
         }  # fmt: skip
         inventories = ["-i", str(CHECKOUT / "inventory/common"), "-i", str(self._directory / "hosts.yml")]
         return subprocess.run(
-            ["ansible-playbook", *inventories, *options, str(playbook)],
+            [ansible("ansible-playbook"), *inventories, *options, str(playbook)],
             cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 

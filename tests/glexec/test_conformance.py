@@ -645,6 +645,15 @@ def conf_payload_processes(pilot):
 
 
 @row
+def conf_caller_pools(pilot):
+    assert pilot.glexec().code == 0, "control: its own VO's"
+    with pilot.bed.configured(caller_pools=".pilot:.co"):
+        done = pilot.glexec()
+    assert "may run payloads of .co only" in done.field("reason")
+    return done
+
+
+@row
 def conf_batch_system(pilot):
     with pilot.bed.configured(batch_system="nosuch"):
         done = pilot.glexec()

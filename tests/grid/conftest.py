@@ -12,19 +12,26 @@ from pilotbed_suite import walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, Jobs, until
 
-#: Modules that leave pilots warm come first; the deployment is run again last, over what all others have put back.
-ORDER = (
-    "walk", "stage", "credentials", "attributes", "traversal", "identity", "site", "batch", "starter", "refusals",
-    "tampering", "cleanup", "idempotence",
-)  # fmt: skip
 TOLD = pytest.StashKey[set]()
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "stage(number): when a module of the grid tests runs: 0 makes pilots that others find warm, 1 (default) leaves "
+        "things as they were, 2 leaves the grid without pilots for a while, 3 judges what all others have put back",
+    )
+
+
+def _stage(item):
+    marker = item.get_closest_marker("stage")
+    return marker.args[0] if marker else 1
 
 
 def pytest_collection_modifyitems(items):
     grid = [item for item in items if item.path.parent.name == "grid"]
-    grid.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
     rest = [item for item in items if item.path.parent.name != "grid"]
-    items[:] = rest + grid
+    items[:] = rest + sorted(grid, key=_stage)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -72,24 +79,24 @@ def filtered_site():
 
 @pytest.fixture(scope="session")
 def alice():
-    return walk.WALKERS[0]
+    return walk.walker("alice")
 
 
 @pytest.fixture(scope="session")
 def bob():
-    return walk.WALKERS[1]
+    return walk.walker("bob")
 
 
 @pytest.fixture(scope="session")
 def carol():
     """A member who may lose her certificate."""
-    return walk.Walker("carol", f"/{GRID.vo}")
+    return walk.walker("carol")
 
 
 @pytest.fixture(scope="session")
 def mallory():
-    """Has a certificate, and is no member."""
-    return walk.Walker("mallory", f"/{GRID.vo}")
+    """Has a certificate, and is no member of any VO."""
+    return walk.walker("mallory")
 
 
 @pytest.fixture(scope="module")

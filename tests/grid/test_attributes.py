@@ -23,10 +23,10 @@ import pki
 import pytest
 from pilotbed.x509 import Chain, load_pem, voms
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, write
+from pilotbed_suite.support import as_user, ok, write
 
 #: The proxy that the frontend sends to the factory.
-PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"
+PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 PLACE = "/run/pilotbed-test-attributes.pem"
 
 OURS = """
@@ -86,7 +86,7 @@ def verdicts(submit, worker):
 
 def genuine(submit, walker):
     """A user's proxy by voms-proxy-init."""
-    made = f"voms-proxy-init --quiet --voms {GRID.vo}:{walker.fqan} --out ~/attributes.pem"
+    made = f"voms-proxy-init --quiet --voms {walker.voms} --out ~/attributes.pem"
     code, said = as_user(submit, walker.account, f"{made} && cat ~/attributes.pem && rm ~/attributes.pem")
     assert code == 0, said
     return said[said.index("-----BEGIN") :]

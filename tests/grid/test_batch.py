@@ -139,7 +139,7 @@ def pilot(worker, submit, alice, bob):
     worker.run("rm -rf %s", HERE)
     ok(worker, "install -d -m 0711 -o %s %s", account, HERE)
     for who in (alice, bob):
-        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {GRID.vo}:{who.fqan}")
+        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {who.voms}")
         assert code == 0, said
         proxy = ok(submit, "runuser --login %s --command %s", who.account, "cat /tmp/x509up_u$(id -u)")
         write(worker, f"{HERE}/{who.account}.pem", proxy, account)

@@ -14,6 +14,8 @@ import time
 import pytest
 from pilotbed_suite.support import HOLD, as_user, ok, processes, until, work_dirs, write
 
+pytestmark = pytest.mark.stage(2)
+
 #: What the issue asks for, in seconds.
 PROMPT = 15
 

@@ -11,7 +11,7 @@ from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, as_user, ok, until, write
 
 #: The proxy that the frontend sends to the factory.
-PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"
+PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 
 WATCH = """#!/bin/sh
 seen=
@@ -38,7 +38,7 @@ def ask_ce(node, ce, proxy):
 def test_a_ce_takes_pilots_only(grid, submit, carol, who):
     uid = ok(submit, "id -u %s", carol.account).strip()
     proxy = f"/tmp/x509up_u{uid}"
-    make = "grid-proxy-init -q" if who == "plain proxy" else f"voms-proxy-init --quiet --voms {grid.vo}:{carol.fqan}"
+    make = "grid-proxy-init -q" if who == "plain proxy" else f"voms-proxy-init --quiet --voms {carol.voms}"
     code, said = as_user(submit, carol.account, make)
     assert code == 0, said
     for site in grid.sites:
@@ -73,7 +73,7 @@ def test_a_refreshed_proxy_is_delegated_to_the_running_job(jobs, alice, submit, 
     job = jobs.submit(alice, hidden_site, WATCH)
     # "Running" comes before the proxy is delegated: one refreshed in between is the only one that the payload sees.
     until("the payload executes", lambda: "\n001 (" in job.read("log"), 120)
-    code, said = as_user(submit, alice.account, f"voms-proxy-init --quiet --voms {GRID.vo}:{alice.fqan}")
+    code, said = as_user(submit, alice.account, f"voms-proxy-init --quiet --voms {alice.voms}")
     assert code == 0, said
     assert job.done(120)["ExitCode"] == 0, "the payload never saw another proxy"
     assert len(set(re.findall(r"serial=(\w+)", job.read("out")))) == 2

@@ -5,8 +5,10 @@ import os
 import subprocess
 
 import pytest
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, ansible
 from pilotbed_suite.support import HOLD
+
+pytestmark = pytest.mark.stage(3)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def again(tmp_path_factory, jobs, alice, filtered_site, pilots):
     job.holds(filtered_site)
     log = tmp_path_factory.mktemp("site") / "site.log"
     done = subprocess.run(
-        ["ansible-playbook", "playbooks/site.yml"],
+        [ansible("ansible-playbook"), "playbooks/site.yml"],
         cwd=CHECKOUT, env={**os.environ, "PILOTBED_LOG": str(log)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     text = log.read_text()

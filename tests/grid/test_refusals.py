@@ -19,11 +19,13 @@ import subprocess
 from contextlib import ExitStack
 
 import pytest
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, ansible
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import as_user, edited, ok, until, work_dirs, write
 
-PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/proxy.pem"
+pytestmark = pytest.mark.stage(2)
+
+PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 
 
 def identity(submit, account):
@@ -59,7 +61,7 @@ def reissue(grid, submit, carol):
         home = ok(submit, "getent passwd %s", carol.account).split(":")[5]
         ok(submit, "rm -f %s %s", f"{home}/.globus/usercert.pem", f"{home}/.globus/userkey.pem")
         done = subprocess.run(
-            ["ansible-playbook", "playbooks/pool.yml", "--limit", grid.names("submit")[0]],
+            [ansible("ansible-playbook"), "playbooks/pool.yml", "--limit", grid.names("submit")[0]],
             cwd=CHECKOUT, env={**os.environ, "PILOTBED_LOG": os.devnull}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -111,7 +113,7 @@ def test_voms_gives_no_attributes_that_are_not_ones_own(grid, submit, who, wish,
 
 
 def test_voms_gives_the_same_to_whom_it_belongs(grid, submit, alice):
-    code, said = as_user(submit, alice.account, f"voms-proxy-init --voms {grid.vo}:{alice.fqan} --out ~/given.pem")
+    code, said = as_user(submit, alice.account, f"voms-proxy-init --voms {alice.voms} --out ~/given.pem")
     fqans = as_user(submit, alice.account, "voms-proxy-info --file ~/given.pem --fqan; rm ~/given.pem")[1]
     assert code == 0, said
     assert fqans.startswith(alice.fqan)

@@ -10,7 +10,7 @@ import re
 import subprocess
 
 import pytest
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, ansible
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, work_dirs, write
 
@@ -54,7 +54,7 @@ def proxy_of(submit):
     """A user's proxy with attributes, as text: ``proxy_of(walker)``."""
 
     def made(who):
-        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {GRID.vo}:{who.fqan}")
+        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {who.voms}")
         assert code == 0, said
         return ok(submit, "runuser --login %s --command %s", who.account, "cat /tmp/x509up_u$(id -u)")
 
@@ -97,7 +97,7 @@ def playbook(name, **variables):
     """Run a playbook of the project; return its totals over all hosts."""
     given = [word for key, value in variables.items() for word in ("-e", json.dumps({key: value}))]
     done = subprocess.run(
-        ["ansible-playbook", f"playbooks/{name}.yml", *given],
+        [ansible("ansible-playbook"), f"playbooks/{name}.yml", *given],
         cwd=CHECKOUT, env={**os.environ, "PILOTBED_LOG": os.devnull}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

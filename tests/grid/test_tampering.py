@@ -13,6 +13,8 @@ import pytest
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import HandPilot, arguments, edited, ok, until, worker_with_a_pilot
 
+pytestmark = pytest.mark.stage(2)
+
 #: The first script of the factory's that a pilot fetches and runs.
 VICTIM = "validate_node"
 FLIP = "printf X | dd of=\"$f\" bs=1 seek=$(($(stat -c %%s \"$f\") - 2)) conv=notrunc status=none"

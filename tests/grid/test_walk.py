@@ -15,6 +15,8 @@ from pilotbed_suite import walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import ok, until, work_dirs
 
+pytestmark = pytest.mark.stage(0)
+
 SCRIPT = walk.JOB + """
 openssl x509 -in "$X509_USER_PROXY" -noout -pubkey
 openssl x509 -in "$X509_USER_PROXY" -noout -text

@@ -16,7 +16,7 @@ from typing import Any
 
 from pilotbed.factory.config import TRAVERSALS
 from pilotbed_bench import document
-from pilotbed_suite import CHECKOUT, walk
+from pilotbed_suite import CHECKOUT, ansible, walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, SESSIONS, HandPilot, Job, Jobs, Site, arguments, as_user, ok, with_parameters
 from testinfra.host import Host
@@ -91,7 +91,7 @@ class Ways:
         self._stack = contextlib.ExitStack()
         self._pilots: dict[tuple[str, str], HandPilot] = {}
         self.jobs = {submit: Jobs(host(submit_of(submit))) for submit in SUBMITS}
-        self.alice = walk.WALKERS[0]
+        self.alice = walk.walker("alice")
         self._ended = 0  # how often the broker had ended before these jobs
 
     def __enter__(self) -> Ways:
@@ -267,7 +267,7 @@ def table(found: Mapping[Cell, Outcome]) -> str:
 
 def join_schedd(way: str) -> None:
     """Have the schedd behind NAT joined in that way: role submit with another value of one variable."""
-    command = ["ansible-playbook", "playbooks/pool.yml", "--limit", submit_of("NAT")]
+    command = [ansible("ansible-playbook"), "playbooks/pool.yml", "--limit", submit_of("NAT")]
     command = [str(Path(sys.executable).with_name(command[0])), *command[1:], "--extra-vars", f"submit_traversal={way}"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

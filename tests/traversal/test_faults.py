@@ -132,7 +132,8 @@ class Run:
             f"requirements = (MY.NumJobStarts ?: 0) == 0 ? {first} : {other}\n"
             f'transfer_output_files = data.out\ntransfer_output_remaps = "data.out = @NAME@.data"\n{extra}'
         )
-        self.job: Job = jobs.submit(walk.WALKERS[0], replace(pilot.site, name="ways"), SCRIPT, described, proxy="true")
+        site = replace(pilot.site, name="ways")
+        self.job: Job = jobs.submit(walk.walker("alice"), site, SCRIPT, described, proxy="true")
 
     def __enter__(self) -> "Run":
         until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot), 120)

@@ -34,7 +34,7 @@ def running(request, ways, pilot):
     """A job that has said something and waits; submitted from either submit host."""
     site = replace(worker_of("NAT")[0], name="ways")
     wanted = f'requirements = split(TARGET.Name, "@")[1] == "{pilot.name}"'
-    job = ways.jobs[request.param].submit(walk.WALKERS[0], site, SCRIPT, wanted)
+    job = ways.jobs[request.param].submit(walk.walker("alice"), site, SCRIPT, wanted)
     job.holds(site)
     return job
 

@@ -415,10 +415,10 @@ def test_one_proxy_that_is_none_does_not_keep_the_others_from_being_renewed(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     for name in ("hostcert.pem", "hostkey.pem"):
         (tmp_path / name).write_text("")
-    drop_file(tmp_path / "pilots_a.pem")
-    drop_directory(tmp_path / "pilots_b.pem")
-    (tmp_path / "pilots_c.pem").write_text(pilot_proxy())
-    assert renew.main(["--myproxy", "localhost", "--voms", "vo:/vo", "--out", str(tmp_path)]) == 1
+    drop_file(tmp_path / "pilots_vo,pilot,vo.main,a.pem")
+    drop_directory(tmp_path / "pilots_vo,pilot,vo.main,b.pem")
+    (tmp_path / "pilots_vo,pilot,vo.main,c.pem").write_text(pilot_proxy())
+    assert renew.main(["--myproxy", "localhost", "--voms", "pilot=vo:/vo", "--out", str(tmp_path)]) == 1
     assert [line.split()[0] for line in caplog.messages] == ["renewal-failed", "renewal-failed", "fresh"]
     assert "is not UTF-8 text" in caplog.messages[0]
 

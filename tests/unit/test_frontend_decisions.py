@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import classad2
+import htcondor2  # noqa: F401 (brings the functions on string lists into ClassAds)
 import pytest
 import yaml
-from pilotbed.frontend.config import DEFAULT_MATCH, Pressure
+from pilotbed.frontend.config import DEFAULT_MATCH, Config, Pressure
 from pilotbed.frontend.daemon import credential_id
 from pilotbed.frontend.decisions import (
     ASSUMED_MEMORY,
@@ -482,3 +485,51 @@ def test_pilots_are_not_taken_back_while_a_schedd_cannot_be_asked() -> None:
     assert seen.removal(NOW, running=0, blind=False) is not Removal.NO
     assert blind.removal(NOW, running=0, blind=False) is Removal.NO
     assert ask(jobs(3), blind=True)["alpha"].idle > 0
+
+
+# -- whose jobs, and where
+
+
+def group(vo: str) -> Config:
+    return Config(
+        frontend="gridlab", group="main", vo=vo, identity="frontend@grid.test", certificate="", key="",
+        security_name="gridlab", security_class="pilot", pool="central:9618", schedds=(), factory="factory:9618",
+        factory_identity="factory@grid.test", proxy=Path("/nowhere"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("job", "counts"),
+    [
+        ({"x509UserProxyVOName": "cosmo"}, True),
+        ({"x509UserProxyVOName": "gridlab"}, False),
+        ({"x509UserProxyVOName": "Cosmo"}, False),
+        ({"x509UserProxyVOName": ["cosmo"]}, False),
+        ({}, False),
+    ],
+)
+def test_only_the_jobs_of_a_groups_vo_count(job: dict[str, Any], counts: bool) -> None:
+    ad = classad2.ClassAd({"JobUniverse": 5, "x509userproxy": "/tmp/x509up_u1", **job})
+    assert (classad2.ExprTree(group("cosmo").which_jobs).simplify(ad).eval() is True) is counts
+    assert classad2.ExprTree(group("").which_jobs).simplify(ad).eval() is True
+
+
+@pytest.mark.parametrize(
+    ("entry", "counts"),
+    [
+        ({"GLIDEIN_Supported_VOs": "gridlab,cosmo"}, True),
+        ({"GLIDEIN_Supported_VOs": "cosmo"}, True),
+        ({}, True),
+        ({"GLIDEIN_Supported_VOs": "gridlab"}, False),
+        ({"GLIDEIN_Supported_VOs": ""}, False),
+        ({"GLIDEIN_Supported_VOs": 7}, False),
+    ],
+)
+def test_only_entries_that_accept_the_vo_count(entry: dict[str, Any], counts: bool) -> None:
+    ad = classad2.ClassAd(entry)
+    assert (classad2.ExprTree(group("cosmo").which_entries).simplify(ad).eval() is True) is counts
+
+
+def test_a_name_that_no_vo_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="vo"):
+        group('x" || true || "')

@@ -47,6 +47,7 @@ mapping_credential = /etc/glexec-credential
 mapping_timeout = 5
 gridmapdir = /srv/gridmapdir
 batch_system = slurm
+caller_pools = .pilot:.gl, .copilot:.co
 """
 MINIMAL = "user_white_list = .pilot\npool_accounts = .gl\n"
 
@@ -87,6 +88,7 @@ class TestConf:
             mapping_timeout=5,
             gridmapdir="/srv/gridmapdir",
             batch_system="slurm",
+            caller_pools=(".pilot:.gl", ".copilot:.co"),
         )
         assert {line.split(" =")[0] for line in GOOD.splitlines()[2:]} == set(Conf.__annotations__)
 
@@ -230,7 +232,7 @@ class TestTarget:
     conf = Conf(user_white_list=(".pilot",), pool_accounts=(".gl", "root", "pilot001"))
 
     def test_a_pool_account_is_accepted(self) -> None:
-        policy.check_target("gl001", 21001, 20001, self.conf)
+        policy.check_target("gl001", 21001, "pilot001", 20001, self.conf)
 
     @pytest.mark.parametrize(
         ("name", "uid"),
@@ -244,7 +246,24 @@ class TestTarget:
     )
     def test_no_other_account_is(self, name: str, uid: int) -> None:
         with pytest.raises(Refusal) as caught:
-            policy.check_target(name, uid, 20001, self.conf)
+            policy.check_target(name, uid, "pilot001", 20001, self.conf)
+        assert caught.value.code == AUTHORISATION_ERROR
+
+    two = Conf(
+        user_white_list=(".pilot", ".copilot", "factory"), pool_accounts=(".gl", ".co"),
+        caller_pools=(".pilot:.gl", ".copilot:.co"),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("caller", "name"), [("pilot001", "gl001"), ("copilot001", "co001"), ("factory", "gl001"), ("factory", "co001")]
+    )
+    def test_a_callers_pool_runs_payloads_of_its_own_pool(self, caller: str, name: str) -> None:
+        policy.check_target(name, 21001, caller, 20001, self.two)
+
+    @pytest.mark.parametrize(("caller", "name"), [("pilot001", "co001"), ("copilot001", "gl001")])
+    def test_a_callers_pool_runs_no_others_payloads(self, caller: str, name: str) -> None:
+        with pytest.raises(Refusal, match=f"{caller} may run payloads of .* only") as caught:
+            policy.check_target(name, 21001, caller, 20001, self.two)
         assert caught.value.code == AUTHORISATION_ERROR
 
     def test_the_group_must_be_one_of_the_account(self) -> None:

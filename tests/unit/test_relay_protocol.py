@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pilotbed.relay import leases, protocol
 from pilotbed.relay.leases import LeaseBook, TokenBook
+from pilotbed.relay.networks import Networks
 from pilotbed.relay.protocol import (
     FRAMES,
     MAX_FRAME,
@@ -30,7 +31,6 @@ from pilotbed.relay.protocol import (
     State,
     encode,
 )
-from pilotbed.relay.service import Networks
 
 EXAMPLES = {
     Register: Register(1, ("TUlJ", "QkJC"), "glidein_7", None, ("10.70.0.14/32", "2001:db8::/32")),

@@ -21,6 +21,7 @@ def trace(user: str, account: str) -> Trace:
         worker="alpha-wn1.grid.test",
         pilot_account="pilot003",
         payload_account=account,
+        way="relay",
         relay="relay.grid.test:41000",
         relay_streams=5,
         exit_code=0,

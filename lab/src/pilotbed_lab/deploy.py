@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from pilotbed_suite import CHECKOUT, lab_name, record
+from pilotbed_suite import CHECKOUT, ansible, lab_name, record
 
 from . import LabError, image, nodes, preflight, topology
 
@@ -65,9 +65,8 @@ def playbook(path: str, *arguments: str) -> None:
         **os.environ, "LAB": lab_name(), "PILOTBED_LOG": str(site_log),
         "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(record("facts")),
     }  # fmt: skip
-    process = subprocess.Popen(
-        ["ansible-playbook", path, *arguments], cwd=CHECKOUT, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    command = [ansible("ansible-playbook"), path, *arguments]
+    process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with open(site_log, "a") as log:
         for line in process.stderr:

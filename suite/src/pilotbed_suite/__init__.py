@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 #: The project's directory: its ansible.cfg names inventory and roles.
@@ -19,6 +20,12 @@ class GridError(Exception):
 def lab_name() -> str:
     """Return the name of the lab that is meant: the environment variable LAB, or ``lab``."""
     return os.environ.get("LAB") or DEFAULT_LAB
+
+
+def ansible(tool: str) -> str:
+    """Return the path of one of Ansible's commands, those of this Python's environment first."""
+    own = Path(sys.executable).with_name(tool)
+    return str(own) if own.exists() else tool
 
 
 def record(name: str) -> Path:

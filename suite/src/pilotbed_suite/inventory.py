@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from . import CHECKOUT, GridError
+from . import CHECKOUT, GridError, ansible
 
 
 class Inventory:
@@ -58,7 +58,8 @@ def load() -> Inventory:
     Raises:
         GridError: it cannot be read.
     """
-    done = subprocess.run(["ansible-inventory", "--list"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    command = [ansible("ansible-inventory"), "--list"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise GridError(f"the inventory cannot be read: {done.stderr.strip()}")
     return Inventory(json.loads(done.stdout))

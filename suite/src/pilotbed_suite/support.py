@@ -42,7 +42,7 @@ def until(what: str, look: Callable[[], Found], deadline: float = 60, every: flo
 
 @dataclass(frozen=True)
 class Site:
-    """A site by its nodes' names; ``cache`` is "" where there is none."""
+    """A site by its nodes' names; ``cache`` is "" where there is none, ``vos`` empty where it accepts all."""
 
     name: str
     cidr: str
@@ -53,6 +53,7 @@ class Site:
     ce: str
     workers: tuple[str, ...]
     cache: str
+    vos: tuple[str, ...] = ()
 
     def slots(self, central: Host) -> list[dict[str, Any]]:
         """Return the partitionable slots of this site's pilots, from the collector."""
@@ -91,8 +92,8 @@ class Grid:
 
     @property
     def vo(self) -> str:
-        """The VO's name."""
-        return str(self.variable("grid_vo"))
+        """The name of the first VO."""
+        return str(self.variable("grid_vos")[0]["name"])
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -114,6 +115,7 @@ class Grid:
             ce=ce,
             workers=tuple(node for node in self.names("worker") if node in here),
             cache=next((node for node in self.names("web_cache") if node in here), ""),
+            vos=tuple(self.variable("site_vos", ce) or ()),
         )
 
     def site(self, what: str, wanted: Callable[[Site], bool]) -> Site:
@@ -262,7 +264,7 @@ class Jobs:
         text = walk.SUBMIT.format(name=name, sites=site.name, proxy=walk.proxy_of(self.node, owner.account))
         described = text.replace("\nqueue\n", f"\n{extra.replace('@NAME@', name)}\nqueue\n")
         steps = [
-            proxy or f"voms-proxy-init --quiet --voms {GRID.vo}:{owner.fqan}",
+            proxy or f"voms-proxy-init --quiet --voms {owner.voms}",
             f"printf %s {shlex.quote(script.replace(HOLD, job.hold))} > {name}.sh",
             f"chmod 755 {name}.sh",
             f"printf %s {shlex.quote(described)} > {name}.sub",

@@ -17,7 +17,7 @@ from typing import Any
 
 from testinfra.host import Host
 
-from . import CHECKOUT, GridError, record
+from . import CHECKOUT, GridError, inventory, record
 from .reach import host, service
 
 #: Seconds from submission until the walk is given up.
@@ -61,8 +61,36 @@ class Walker:
     account: str
     fqan: str
 
+    @property
+    def voms(self) -> str:
+        """What voms-proxy-init takes: VO:FQAN."""
+        return f"{self.fqan.split('/')[1]}:{self.fqan}"
 
-WALKERS = (Walker("alice", "/gridlab/analysis"), Walker("bob", "/gridlab"))
+
+def walker(account: str) -> Walker:
+    """Return the user ``account`` with the deepest group that the first VO with such a member has put them into.
+
+    Who is no member of any asks the first VO.
+    """
+    vos = inventory.load().variable("grid_vos")
+    vo = next((vo for vo in vos if account in vo["members"]), vos[0])
+    member = vo["members"].get(account) or {}
+    return Walker(account, "/".join(["", vo["name"], *member.get("groups", [])[:1]]))
+
+
+def walkers() -> tuple[Walker, ...]:
+    """Return who walks: the first two members of the first VO."""
+    return tuple(map(walker, list(inventory.load().variable("grid_vos")[0]["members"])[:2]))
+
+
+def default_site() -> str:
+    """Return the site that is walked through: the first one that is reached through a relay, or else the first."""
+    known = inventory.load()
+    elements = known.names("computing_element")
+    relayed = [ce for ce in elements if "relay" in str(known.variable("site_traversal", ce)).split(",")]
+    if not elements:
+        raise GridError("group computing_element has no host in this inventory: put one into it")
+    return str(known.variable("site_name", (relayed or elements)[0]))
 
 
 @dataclass
@@ -78,6 +106,7 @@ class Trace:
     worker: str = ""
     pilot_account: str = ""
     payload_account: str = ""
+    way: str = ""
     relay: str = ""
     relay_streams: int = 0
     pilot: str = ""
@@ -97,9 +126,9 @@ def problems(traces: Sequence[Trace]) -> list[str]:
             found.append(f"{who}: the output begins with {trace.first_line!r}")
         if not trace.payload_account or trace.payload_account == trace.pilot_account:
             found.append(f"{who}: the payload ran as {trace.payload_account!r}, the pilot as {trace.pilot_account!r}")
-        if not re.fullmatch(r"pilot\d+", trace.pilot_account):
+        if not re.fullmatch(r"[a-z]+\d+", trace.pilot_account):
             found.append(f"{who}: {trace.pilot_account!r} is no pool account of pilots")
-        if not trace.relay or not trace.relay_streams:
+        if trace.way == "relay" and not (trace.relay and trace.relay_streams):
             found.append(f"{who}: the claim did not come through the relay ({trace.relay or 'no address'})")
         missing = [stage for stage in STAGES if stage not in trace.times]
         if missing:
@@ -128,7 +157,8 @@ def table(traces: Sequence[Trace]) -> str:
         ("worker", [trace.worker for trace in traces]),
         ("pilot account", [trace.pilot_account for trace in traces]),
         ("payload account", [trace.payload_account for trace in traces]),
-        ("relay address", [f"{trace.relay}, {trace.relay_streams} streams" for trace in traces]),
+        ("way", [trace.way for trace in traces]),
+        ("relay address", [f"{trace.relay}, {trace.relay_streams} streams" if trace.relay else "" for trace in traces]),
         ("exit code", ["-" if trace.exit_code is None else str(trace.exit_code) for trace in traces]),
         ("first line", [trace.first_line for trace in traces]),
         *((stage, [clock(trace, stage) for trace in traces]) for stage in STAGES),
@@ -176,10 +206,9 @@ def submit(node: Host, walker: Walker, name: str, sites: str, script: str = JOB,
     Raises:
         GridError: VOMS or the schedd refused.
     """
-    vo = walker.fqan.split("/")[1]
     proxy = proxy_of(node, walker.account)
     description = SUBMIT.format(name=name, sites=sites, proxy=proxy).replace("\nqueue\n", f"\n{extra}\nqueue\n")
-    as_user(node, walker.account, f"voms-proxy-init --quiet --voms {vo}:{walker.fqan}")
+    as_user(node, walker.account, f"voms-proxy-init --quiet --voms {walker.voms}")
     as_user(
         node, walker.account,
         f"printf %s {shlex.quote(script)} > {name}.sh && chmod 755 {name}.sh && "
@@ -238,7 +267,7 @@ def wait(node: Host, jobs: Mapping[str, str], deadline: float = DEADLINE) -> dic
 def explain() -> str:
     """Return what the services say of a job that does not run: the last lines of those on its way."""
     asked = (
-        ("frontend", "journalctl --unit pilotbed-frontend --lines 12 --no-pager --output cat"),
+        ("frontend", "journalctl --unit 'pilotbed-frontend@*' --lines 12 --no-pager --output cat"),
         ("factory", "journalctl --unit pilotbed-factory --lines 12 --no-pager --output cat"),
         ("factory", "condor_q -nobatch -af:j GlideinEntryName JobStatus GridJobStatus HoldReason"),
         ("central_manager", "condor_status -af Name State Activity GLIDEIN_Site"),
@@ -259,7 +288,7 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
     found = Trace(walker.account, walker.fqan, job=job)
     found.entry, found.site = machine("GLIDEIN_Entry_Name"), machine("GLIDEIN_Site")
     found.worker, found.pilot_account = machine("GLIDEIN_Worker"), machine("GLIDEIN_Pilot_Account")
-    found.relay = machine("GLIDEIN_Relay_Address")
+    found.way, found.relay = machine("GLIDEIN_Traversal"), machine("GLIDEIN_Relay_Address")
     found.pilot = f"{machine('GLIDEIN_ClusterId')}.{machine('GLIDEIN_ProcId')}"
     found.exit_code = ad.get("ExitCode")
     output = as_user(node, walker.account, f"cat {name}.out")
@@ -286,7 +315,8 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
             found.times["requested"] = asked
     found.times = {stage: found.times[stage] for stage in STAGES if stage in found.times}
     if found.relay:
-        status = json.loads(service("relay").run("pilotbed-relay status").stdout or "{}")
+        relay = host(found.relay.partition(".")[0])
+        status = json.loads(relay.run("pilotbed-relay status").stdout or "{}")
         port = int(found.relay.rpartition(":")[2])
         found.relay_streams = sum(
             int(lease["streams_total"]) for lease in status.get("leases", []) if lease["port"] == port
@@ -313,7 +343,7 @@ def _registered(slot: str) -> str:
 def _requested(entry: str, queued: float) -> float | None:
     """Return when the frontend asked for the pilot at ``entry`` that was queued at ``queued``, from its journal."""
     lines = service("frontend").run(
-        "journalctl --unit pilotbed-frontend --no-pager --output short-unix --since %s", f"@{int(queued) - 120}"
+        "journalctl --unit 'pilotbed-frontend@*' --no-pager --output short-unix --since %s", f"@{int(queued) - 120}"
     ).stdout
     found = None
     for line in lines.splitlines():
@@ -323,24 +353,30 @@ def _requested(entry: str, queued: float) -> float | None:
     return found
 
 
-def walk(sites: str = "alpha", walkers: Sequence[Walker] = WALKERS) -> list[Trace]:
-    """Walk: every walker submits one job for ``sites``; return their traces when all have ended.
+def walk(site: str = "", who: Sequence[Walker] = ()) -> list[Trace]:
+    """Walk: everybody submits one job for ``site``; return their traces when all have ended.
+
+    Args:
+        site: by default `default_site`.
+        who: by default `walkers`.
 
     Raises:
         GridError: a job could not be submitted, is held, or did not end in time.
     """
     node = service("submit")
     name = f"walk-{int(time.time())}"
-    jobs = {walker.account: submit(node, walker, name, sites) for walker in walkers}
+    site, who = site or default_site(), who or walkers()
+    jobs = {one.account: submit(node, one, name, site) for one in who}
     ads = wait(node, jobs)
-    return [trace(node, walker, jobs[walker.account], ads[walker.account], name) for walker in walkers]
+    return [trace(node, one, jobs[one.account], ads[one.account], name) for one in who]
 
 
 def main() -> int:
     """Walk, print the table, write var/walk.json; return 0 only if everything is as it must be."""
     begin = time.monotonic()
-    print("the walk: alice and bob each submit a job for site alpha")
-    traces = walk()
+    site, who = default_site(), walkers()
+    print(f"the walk: {' and '.join(one.account for one in who)} each submit a job for site {site}")
+    traces = walk(site, who)
     wrong = problems(traces)
     told = record("walk.json")
     told.parent.mkdir(exist_ok=True)

@@ -13,13 +13,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pilotbed.gridtools import ToolError, own_copy, run
 from pilotbed.proxy import Proxy, ProxyError
 from pilotbed.service import event, read_file, set_up_logging, write_file
+
+from .trust import CredentialName
 
 _log = logging.getLogger("pilotbed.renew")
 
@@ -30,36 +32,36 @@ class Renewal:
 
     Args:
         server: the MyProxy server's host name.
-        credential: the stored credential's name there.
-        voms: ``VO:FQAN`` for the attributes.
+        voms: ``VO:FQAN`` for the attributes, by SecurityClass, which is the stored credential's name there, too.
         hours: life of a renewed proxy.
         host_certificate, host_key: of this host.
     """
 
     server: str
-    credential: str
-    voms: str
+    voms: Mapping[str, str]
     hours: int
     host_certificate: Path
     host_key: Path
 
-    def renew(self, old: Path) -> str:
+    def renew(self, old: Path, security_class: str) -> str:
         """Return a renewed proxy (PEM) for the one in ``old``, with fresh VOMS attributes.
 
         Raises:
-            ToolError: MyProxy or VOMS refused.
+            ToolError: MyProxy or VOMS refused, or nobody said of which VO the SecurityClass is.
             ProxyError: what came back belongs to somebody else.
         """
+        if security_class not in self.voms:
+            raise ToolError(f"SecurityClass {security_class} has no --voms")
         with tempfile.TemporaryDirectory(prefix="renew") as directory:
             plain, full = Path(directory, "plain.pem"), Path(directory, "voms.pem")
             host = {
                 "X509_USER_CERT": own_copy(self.host_certificate, Path(directory)),
                 "X509_USER_KEY": own_copy(self.host_key, Path(directory)),
             }
-            whose = ["-s", self.server, "-a", str(own_copy(old, Path(directory))), "-d", "-n", "-k", self.credential]
+            whose = ["-s", self.server, "-a", str(own_copy(old, Path(directory))), "-d", "-n", "-k", security_class]
             run(["myproxy-logon", *whose, "-o", str(plain), "-t", str(self.hours)], host)
             # A credential in MyProxy has no VOMS attributes: they end after a day at the latest.
-            what = ["-voms", self.voms, "-valid", f"{self.hours}:00"]
+            what = ["-voms", self.voms[security_class], "-valid", f"{self.hours}:00"]
             run(["voms-proxy-init", "-quiet", "-noregen", *what, "-out", str(full)], {"X509_USER_PROXY": plain})
             pem = full.read_text()
         before, after = Proxy.read(read_file(old)), Proxy.read(pem)
@@ -72,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Renew once what has little time left; return 1 if something could not be renewed."""
     parser = argparse.ArgumentParser(prog="pilotbed-renew", description="Renew stored pilot proxies from MyProxy.")
     parser.add_argument("--myproxy", required=True, metavar="HOST", help="MyProxy server")
-    parser.add_argument("--credential", default="pilot", help="name of the stored credential (default: pilot)")
-    parser.add_argument("--voms", required=True, metavar="VO:FQAN", help="attributes to add")
+    parser.add_argument(
+        "--voms", required=True, action="append", type=_class_and_voms, metavar="CLASS=VO:FQAN",
+        help="attributes to add to proxies of a SecurityClass, which names the stored credential, too",
+    )  # fmt: skip
     parser.add_argument("--hours", type=int, default=12, help="life of a renewed proxy (default: 12)")
     parser.add_argument("--least", type=int, default=21600, metavar="SECONDS", help="renew with less than this left")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the factory takes them from")
@@ -84,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.error("CREDENTIALS_DIRECTORY is not set: start this as pilotbed-renew.service")
         return 2
     renewal = Renewal(
-        options.myproxy, options.credential, options.voms, options.hours, given / "hostcert.pem", given / "hostkey.pem"
+        options.myproxy, dict(options.voms), options.hours, given / "hostcert.pem", given / "hostkey.pem"
     )
     failed = False
     # systemd names the files of a directory that it loads NAME_FILE.
@@ -96,13 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             _log.info(event("fresh", name=name, left=int(left)))
             continue
         try:
-            pem = renewal.renew(path)
+            stored = CredentialName.parse(name)
+            pem = renewal.renew(path, stored.security_class if stored else "")
             write_file(options.out / name, pem, 0o640)
             _log.info(event("renewed", name=name, left_before=int(left), proxy=Proxy.read(pem)))
         except (ToolError, ProxyError, OSError) as error:
             _log.error(event("renewal-failed", name=name, left=int(left), why=error))
             failed = True
     return int(failed)
+
+
+def _class_and_voms(text: str) -> tuple[str, str]:
+    name, equals, voms = text.partition("=")
+    if not name or not equals or ":/" not in voms:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=VO:FQAN, such as pilot=gridlab:/gridlab/Role=pilot")
+    return name, voms
 
 
 def _ends(path: Path) -> float:

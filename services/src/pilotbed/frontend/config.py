@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pilotbed.pool.text import equals, quote
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import Client, check_name
 
@@ -92,6 +93,7 @@ class Config:
         factory: host:port of the factory's collector.
         factory_identity: the only sender whose entries are believed.
         proxy: the pilots' proxy, to send to the factory.
+        vo: the VO whose jobs count, at entries that accept it or do not say; empty for any.
         jobs, job_attributes, match: which jobs count, what of them the match looks at, and the match: a ClassAd
             expression with the job as MY and the entry as TARGET. What a job's size asks for is matched besides.
         entries: constraint on the factory's entries.
@@ -114,6 +116,7 @@ class Config:
     factory: str
     factory_identity: str
     proxy: Path
+    vo: str = ""
     jobs: str = DEFAULT_JOBS
     job_attributes: tuple[str, ...] = ("DESIRED_Sites",)
     match: str = DEFAULT_MATCH
@@ -130,8 +133,23 @@ class Config:
         try:
             check_name(self.frontend, "frontend", at=False)
             check_name(self.group, "group", at=False)
+            if self.vo:
+                check_name(self.vo, "vo", at=False)
         except ProtocolError as error:
             raise ValueError(str(error)) from error
+
+    @property
+    def which_jobs(self) -> str:
+        """The constraint on jobs. The schedd says of which VO a job's proxy is, and no user can change that."""
+        return f"({self.jobs}) && {equals(x509UserProxyVOName=self.vo)}" if self.vo else self.jobs
+
+    @property
+    def which_entries(self) -> str:
+        """The constraint on the factory's entries."""
+        if not self.vo:
+            return self.entries
+        accepted = f"stringListMember({quote(self.vo)}, GLIDEIN_Supported_VOs)"
+        return f"({self.entries}) && (GLIDEIN_Supported_VOs =?= undefined || {accepted})"
 
     @property
     def client(self) -> Client:

@@ -65,7 +65,7 @@ class Frontend(Daemon):
         """
         wanted = self.config.job_attributes
         attributes = [*Job.ATTRIBUTES, *(name for name in wanted if name not in Job.ATTRIBUTES)]
-        constraint = f"({self.config.jobs}) && {Job.STATES}"
+        constraint = f"({self.config.which_jobs}) && {Job.STATES}"
         found, missing = [], []
         self.left_out = []
         for one in self.config.schedds:
@@ -132,7 +132,7 @@ class Frontend(Daemon):
     def offers(self) -> tuple[list[Offer], dict[str, GlobalOffer]]:
         """Return entries and factory keys, from the trusted factory only."""
         offer, key = Kind.OFFER.my_type, Kind.GLOBAL_OFFER.my_type
-        entries = f"({equals(GlideinMyType=offer)}) && ({self.config.entries})"
+        entries = f"({equals(GlideinMyType=offer)}) && ({self.config.which_entries})"
         ads = self.wms.query(f"({entries}) || ({any_of('GlideinMyType', [key])})")
         offers, keys = [], {}
         for ad in ads:

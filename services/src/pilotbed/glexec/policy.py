@@ -47,6 +47,7 @@ class Conf(Record):
     user_white_list: tuple[str, ...] = ()
     group_white_list: tuple[str, ...] = ()
     pool_accounts: tuple[str, ...] = ()  # ours: the only accounts that a payload may get
+    caller_pools: tuple[str, ...] = ()  # ours: CALLERS:PAYLOADS, a pool and the only one that its payloads may get
     lcmaps_db_file: str = "/etc/lcmaps/lcmaps-glexec.db"
     lcmaps_log_file: str = ""  # empty: syslog
     lcmaps_debug_level: int = 3
@@ -88,6 +89,11 @@ _LETTERS, _DIGITS = frozenset("abcdefghijklmnopqrstuvwxyz_"), frozenset("0123456
 def _is_pool_or_name(text: str) -> bool:
     name = text.removeprefix(".")
     return name[:1] in _LETTERS and _LETTERS | _DIGITS | {"-"} >= set(name)
+
+
+def _is_pair(text: str) -> bool:
+    callers, _, payloads = text.partition(":")
+    return _is_pool_or_name(callers) and _is_pool_or_name(payloads)
 
 
 def _is_variable(text: str) -> bool:
@@ -163,6 +169,7 @@ def parse_conf(text: str, path: str = CONF_PATH) -> Conf:
         user_white_list=names("user_white_list", _is_pool_or_name, callers),
         group_white_list=names("group_white_list", _is_pool_or_name, callers),
         pool_accounts=names("pool_accounts", _is_pool_or_name, account),
+        caller_pools=names("caller_pools", _is_pair, "CALLERS:PAYLOADS, such as .pilot:.gl"),
         lcmaps_db_file=absolute("lcmaps_db_file"),
         lcmaps_log_file=absolute("lcmaps_log_file"),
         lcmaps_debug_level=whole("lcmaps_debug_level", 5),
@@ -236,8 +243,8 @@ def listed(account: str, patterns: Iterable[str]) -> bool:
     return False
 
 
-def check_target(name: str, uid: int, caller_uid: int, conf: Conf) -> None:
-    """Accept the account ``name`` of ``uid``, which the mapper has answered, or raise Refusal (203).
+def check_target(name: str, uid: int, caller: str, caller_uid: int, conf: Conf) -> None:
+    """Accept the account ``name`` of ``uid``, which the mapper has answered, for ``caller``, or raise Refusal (203).
 
     The mapper has read the user's bytes, so it may be lying: whatever it says, only an account of the configured
     pools is taken, never a system account and never the caller's own.
@@ -245,6 +252,13 @@ def check_target(name: str, uid: int, caller_uid: int, conf: Conf) -> None:
     if uid < LOWEST_UID or uid == caller_uid or not listed(name, conf.pool_accounts):
         pools = ", ".join(conf.pool_accounts)
         reason = f"the proxy maps to the account {name}, which is not in pool_accounts ({pools})"
+        raise Refusal(AUTHORISATION_ERROR, reason)
+    # Pilots of one VO may not run another's payloads.
+    pairs = (pair.partition(":") for pair in conf.caller_pools)
+    own = [payloads for callers, _, payloads in pairs if listed(caller, (callers,))]
+    if own and not listed(name, own):
+        pools = ", ".join(own)
+        reason = f"the proxy maps to the account {name}, but {caller} may run payloads of {pools} only (caller_pools)"
         raise Refusal(AUTHORISATION_ERROR, reason)
 
 

@@ -128,7 +128,7 @@ def _decide(command: list[str], environment: Mapping[str, str], conf: Conf, log:
     except KeyError:
         raise Refusal(AUTHORISATION_ERROR, f"the proxy maps to uid {identity.uid}, which has no account") from None
     groups, gid = os.getgrouplist(account.pw_name, account.pw_gid), identity.gid
-    policy.check_target(account.pw_name, account.pw_uid, caller.pw_uid, conf)
+    policy.check_target(account.pw_name, account.pw_uid, caller.pw_name, caller.pw_uid, conf)
     policy.check_group(account.pw_name, gid, groups)
     log["target"] = account.pw_name
     if conf.logging_only:

@@ -1,0 +1,138 @@
+"""Two VOs on one grid: each has its own pilots, and no pilot runs the other's payloads, forced or not.
+
+    dave (cosmo) ── schedd ── frontend, group cosmo ──▶ copilotNNN ── glexec ──▶ coNNN    at sites that accept cosmo
+    alice (gridlab) ─── " ──── group main ────────────▶ pilotNNN ─── glexec ──▶ glNNN
+"""
+
+import json
+import re
+
+import pytest
+from pilotbed_suite import walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, as_user, edited, ok, until, write
+
+
+@pytest.fixture(scope="module")
+def vos():
+    known = GRID.variable("grid_vos")
+    return known if len(known) > 1 else pytest.skip("this inventory has one VO")
+
+
+@pytest.fixture(scope="module")
+def other(vos):
+    return vos[1]
+
+
+@pytest.fixture(scope="module")
+def dave(other):
+    """A member of the second VO."""
+    return walk.walker(next(iter(other["members"])))
+
+
+@pytest.fixture(scope="module")
+def shared_site(other):
+    """A site that accepts both VOs."""
+    return GRID.site(f"for {other['name']}", lambda site: other["name"] in (site.vos or [other["name"]]))
+
+
+@pytest.fixture(scope="module")
+def closed_site(other):
+    """A site that does not accept the second VO."""
+    return GRID.site(f"without {other['name']}", lambda site: site.vos and other["name"] not in site.vos)
+
+
+@pytest.fixture(scope="module")
+def walked(jobs, dave, shared_site):
+    job = jobs.submit(dave, shared_site)
+    ad = job.done()
+    return job, ad, walk.trace(jobs.node, dave, job.id, ad, job.name)
+
+
+def of_pool(account, pool):
+    return re.fullmatch(rf"{pool['prefix']}\d+", account)
+
+
+def test_a_job_of_the_second_vo_runs_through_pilots_of_its_own(walked, other):
+    _, _, trace = walked
+    assert trace.exit_code == 0
+    assert of_pool(trace.pilot_account, other["pilot_accounts"])
+    assert of_pool(trace.payload_account, other["payload_accounts"])
+    assert trace.fqan.startswith(f"/{other['name']}/")
+
+
+def test_a_site_that_does_not_accept_a_vo_is_asked_for_no_pilot(jobs, dave, other, closed_site, shared_site):
+    """Until the frontend has counted a job of the VO for the other site, too: it has looked."""
+    refused, accepted = jobs.submit(dave, closed_site), jobs.submit(dave, shared_site)
+    accepted.done()
+    path = f"/run/pilotbed/frontend/{other['frontend_group']}/state.json"
+    state = json.loads(ok(GRID.node("frontend"), "cat %s", path))
+    assert shared_site.name in " ".join(state["entries"])
+    assert closed_site.name not in " ".join(state["entries"])
+    assert refused.status() == "idle"
+    refused.remove()
+
+
+def test_no_user_can_say_of_which_vo_a_job_is(jobs, alice, other, walked, shared_site):
+    """A pilot of the second VO is there, idle; alice's job says that it is for it, at submission and afterwards."""
+    said = f'+x509UserProxyVOName = "{other["name"]}"\nhold = true'
+    job = jobs.submit(alice, shared_site, extra=said)
+    assert job.ad()["x509UserProxyVOName"] == GRID.vo
+    code, _ = as_user(jobs.node, "alice", f"condor_qedit {job.id} x509UserProxyVOName '\"{other['name']}\"'")
+    assert code != 0
+    assert job.ad()["x509UserProxyVOName"] == GRID.vo
+    ok(jobs.node, "condor_release %s", job.id)
+    ad = job.done()
+    trace = walk.trace(jobs.node, alice, job.id, ad, job.name)
+    assert not of_pool(trace.pilot_account, other["pilot_accounts"])
+
+
+@pytest.fixture(scope="module")
+def worker(shared_site):
+    return host(shared_site.workers[0])
+
+
+@pytest.fixture
+def call(jobs, alice, worker, vos):
+    """Call glexec with alice's proxy as an account of a VO's pilots, as a pilot that has got her job would."""
+    proxy = walk.proxy_of(jobs.node, "alice")
+    made = as_user(jobs.node, "alice", f"voms-proxy-init --quiet --voms {alice.voms}")
+    assert made[0] == 0, made
+    pem = ok(jobs.node, "cat %s", proxy)
+
+    def run(vo):
+        account = f"{vo['pilot_accounts']['prefix']}{vo['pilot_accounts']['count']:03}"
+        path = "/var/tmp/pilotbed-test-vos.pem"
+        write(worker, path, pem, account)
+        command = "runuser -u %s -- env GLEXEC_CLIENT_CERT=%s /usr/sbin/glexec /usr/bin/id -un"
+        try:
+            return worker.run(command, account, path)
+        finally:
+            worker.run("rm -f %s", path)
+
+    return run
+
+
+def test_glexec_gives_a_vos_pilot_no_account_of_another_vo(call, vos, worker):
+    own, other = call(vos[0]), call(vos[1])
+    assert (own.rc, bool(of_pool(own.stdout.strip(), vos[0]["payload_accounts"]))) == (0, True), own.stderr
+    assert other.rc == 203
+    assert "(caller_pools)" in other.stderr
+    assert other.stdout == ""
+    with edited(worker, "/etc/glexec.conf", "sed -i '/^caller_pools/d' \"$f\""):
+        control = call(vos[1])
+    assert (control.rc, control.stdout) == (0, own.stdout), "control: without caller_pools it runs"
+
+
+def test_pilots_of_both_vos_are_renewed_by_their_own_credential(vos):
+    """The newest line of the factory's renewal about each VO's pilots says that they are taken care of."""
+    factory = GRID.node("factory")
+    for vo in vos:
+        until(
+            f"the renewal has looked after {vo['pilot_service']}",
+            lambda vo=vo: re.search(
+                rf"(fresh|renewed) name=\S+,{vo['pilot_service']},",
+                ok(factory, "journalctl -u pilotbed-renew --no-pager -o cat; systemctl start pilotbed-renew"),
+            ),
+            60,
+        )
