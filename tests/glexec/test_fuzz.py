@@ -20,7 +20,8 @@ MAPPER = """
 import base64, pwd, sys
 sys.path.insert(0, "/usr/lib/pilotbed")
 from pilotbed.glexec import mapper, policy
-conf, account = policy.parse_conf(open(policy.CONF_PATH).read()), pwd.getpwnam(policy.MAPPER_ACCOUNT)
+from pilotbed.mapping import MAPPER_ACCOUNT
+conf, account = policy.parse_conf(open(policy.CONF_PATH).read()), pwd.getpwnam(MAPPER_ACCOUNT)
 for line in sys.stdin:
     try:
         found = mapper.identify(base64.b64decode(line), conf, account)

@@ -47,9 +47,10 @@ import pwd, sys
 sys.path.insert(0, "/usr/lib/pilotbed")
 from pathlib import Path
 from pilotbed.glexec import mapper, policy
+from pilotbed.mapping import MAPPER_ACCOUNT
 conf = policy.parse_conf(Path(policy.CONF_PATH).read_text())
 try:
-    print(mapper.identify(Path(sys.argv[1]).read_bytes(), conf, pwd.getpwnam(policy.MAPPER_ACCOUNT)).fqan)
+    print(mapper.identify(Path(sys.argv[1]).read_bytes(), conf, pwd.getpwnam(MAPPER_ACCOUNT)).fqan)
 except policy.Refusal as refusal:
     sys.exit(f"refused: {refusal}")
 """

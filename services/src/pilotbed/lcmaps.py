@@ -12,7 +12,7 @@ import itertools
 import os
 import syslog
 
-from .glexec.lean import Record
+from .lean import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import select
 import sys
 import time
 
-from .lean import signal, socket, suppress
+from ..lean import signal, socket, suppress
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Refusal
 
 TYPE_CHECKING = False

@@ -10,7 +10,7 @@ import os
 import select
 import sys
 
-from .lean import signal, socket, suppress
+from ..lean import signal, socket, suppress
 from .policy import AUTHORISATION_ERROR, CANNOT_EXECUTE, CLIENT_ERROR, CONTROL, FORWARDED_SIGNALS, REFUSED, SYSTEM_ERROR
 
 ROOT_PART = "/usr/libexec/pilotbed/glexec-root"

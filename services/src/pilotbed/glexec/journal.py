@@ -13,7 +13,7 @@ import marshal  # json takes re, and that longer than all else here; nobody but 
 import os
 import stat
 
-from .lean import Record, suppress
+from ..lean import Record, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import pwd
 import resource
 import struct
 
+from ..lean import Record
 from .apart import PATIENCE, run_as
-from .lean import Record
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
 
 TYPE_CHECKING = False

@@ -11,9 +11,10 @@ import resource
 import select
 import stat
 
+from ..lean import Record, signal, socket, suppress
+from ..mapping import MAPPER_ACCOUNT
 from . import mapper, policy, record
 from .apart import become, open_as, run_as
-from .lean import Record, signal, socket, suppress
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
 from .tree import KILLED, Tree, die_with_parent, new_session_keyring
 
@@ -222,7 +223,7 @@ def _refresh(order: Order, above: int, name: str) -> None:
     order.source_state = state  # a proxy is refused once, not every second
     try:
         pem, order.source_state = read_proxy("GLEXEC_SOURCE_PROXY", order.source_proxy, order.caller)
-        fresh = mapper.identify(pem, order.conf, pwd.getpwnam(policy.MAPPER_ACCOUNT))
+        fresh = mapper.identify(pem, order.conf, pwd.getpwnam(MAPPER_ACCOUNT))
         if (fresh.uid, fresh.dn) != (order.identity.uid, order.identity.dn):
             raise Refusal(AUTHORISATION_ERROR, f"it is {fresh.dn}'s")
         _write_target_proxy(order, pem)

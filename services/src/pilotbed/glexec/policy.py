@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from .lean import Record, signal
+from ..lean import Record, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ AUTHORISATION_ERROR = 203  # the site says no: caller not white-listed, user ban
 PAYLOAD_CODE_HIDDEN = 204  # the payload itself exited with 201..204
 CANNOT_EXECUTE = 126  # the kernel would not execute the command (as in a shell)
 
-MAPPER_ACCOUNT = "glexec"
 CONF_PATH = "/etc/glexec.conf"
 LOWEST_UID = 1000  # no system account is ever a target, whatever LCMAPS answers
 LARGEST_PROXY = 1 << 20  # bytes

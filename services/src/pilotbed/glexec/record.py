@@ -15,9 +15,10 @@ import time
 
 from pilotbed import batch
 
+from ..lean import socket, suppress
+from ..mapping import MAPPER_ACCOUNT
 from . import policy
 from .apart import run_as
-from .lean import socket, suppress
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Refusal
 
 TYPE_CHECKING = False
@@ -84,7 +85,7 @@ def pilot(gridmapdir: str, uid: int) -> str:
     with suppress(OSError, KeyError, Refusal):
         account = pwd.getpwuid(uid)
         if gridmapdir:
-            found = run_as(pwd.getpwnam(policy.MAPPER_ACCOUNT), look)
+            found = run_as(pwd.getpwnam(MAPPER_ACCOUNT), look)
             return policy.lease_holder(found.decode(errors="replace"))
     return ""
 

@@ -16,9 +16,10 @@ import stat
 import sys
 import time
 
+from ..lean import signal, socket, suppress
+from ..mapping import MAPPER_ACCOUNT
 from . import journal, mapper, monitor, policy, record
 from .apart import open_as, run_as
-from .lean import signal, socket, suppress
 from .monitor import LIMITS, Order, Peers
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, CONTROL, SYSTEM_ERROR, Conf, Refusal
 from .record import Log
@@ -121,7 +122,7 @@ def _decide(command: list[str], environment: Mapping[str, str], conf: Conf, log:
     directory = environment.get("GLEXEC_SANDBOX", "")
     sandbox = _open_sandbox(directory, caller, conf) if "GLEXEC_SANDBOX" in environment else None
 
-    identity = mapper.identify(pem, conf, pwd.getpwnam(policy.MAPPER_ACCOUNT))
+    identity = mapper.identify(pem, conf, pwd.getpwnam(MAPPER_ACCOUNT))
     log |= {"dn": identity.dn, "fqan": identity.fqan}
     try:
         account = pwd.getpwuid(identity.uid)

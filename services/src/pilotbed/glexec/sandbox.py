@@ -20,7 +20,7 @@ import fcntl
 import os
 import stat
 
-from .lean import suppress
+from ..lean import suppress
 from .policy import ACL_NAME, CLIENT_ERROR, SYSTEM_ERROR, Refusal, acl, is_standard_stream, stays_callers
 
 TYPE_CHECKING = False

@@ -12,7 +12,7 @@ import ctypes
 import os
 import stat
 
-from .lean import suppress
+from ..lean import suppress
 from .policy import CLIENT_ERROR, Refusal
 from .tree import KEYCTL
 

@@ -12,8 +12,8 @@ import os
 import select
 import time
 
+from ..lean import signal, suppress
 from . import policy
-from .lean import signal, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

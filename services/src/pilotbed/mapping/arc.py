@@ -13,8 +13,8 @@ import pwd
 import sys
 from pathlib import Path
 
-from .glexec.policy import MAPPER_ACCOUNT
-from .lcmaps import ChainError, Lcmaps, LcmapsError
+from ..lcmaps import ChainError, Lcmaps, LcmapsError
+from . import MAPPER_ACCOUNT
 
 DATABASE, POLICY = "/etc/lcmaps/lcmaps-arc.db", "voms"
 
