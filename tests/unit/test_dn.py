@@ -1,11 +1,13 @@
-r"""Texts of distinguished names, judged by the installed OpenSSL (libcrypto, as LCMAPS and VOMS call it)."""
+r"""Texts of distinguished names, judged by the installed OpenSSL (libcrypto, as LCMAPS has it) and HTCondor."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pki
 import pytest
@@ -13,7 +15,7 @@ from asn1crypto import x509 as asn1
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pilotbed import dn
 from pilotbed.dn import Attribute, NotADn
@@ -211,6 +213,42 @@ def test_types_are_openssls() -> None:
     arcs = {oid.rpartition(".")[0] for oid in dn._NAMES}
     missing = {oid for oid in known if oid.rpartition(".")[0] in arcs} - dn._NAMES.keys()
     assert missing == set(), "OpenSSL has learnt types: add them"
+
+
+# -- HTCondor
+
+
+@pytest.fixture(scope="module")
+def user_map(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, str]], Callable[[str], object]]:
+    """Have HTCondor read a mapfile of these fields and names; return its look-up."""
+    import classad2
+    import htcondor2  # noqa: F401  # brings libcondor_utils, which has the mapfile's reader
+
+    maps = Path("/proc/self/maps").read_text()
+    library = ctypes.CDLL(re.search(r"\S*libcondor_utils\S*", maps).group())  # type: ignore[union-attr]
+    add = library["_Z12add_user_mapPKcS0_P7MapFile"]  # int add_user_map(const char *name, const char *file, MapFile *)
+    add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
+    directory, numbers = tmp_path_factory.mktemp("map"), itertools.count()
+
+    def read(fields: dict[str, str]) -> Callable[[str], object]:
+        file = directory / f"mapfile{next(numbers)}"  # one that it knows is not read again within a second
+        file.write_text("".join(f"* {field} {name}\n" for field, name in fields.items()))
+        assert add(b"people", str(file).encode(), None) == 0
+        return lambda name: classad2.ExprTree('userMap("people", x)').eval(classad2.ClassAd({"x": name}))
+
+    return read
+
+
+@settings(max_examples=30)
+@given(st.sets(names.map(dn.write), min_size=1, max_size=20))
+@example({'/CN=a "b" \\', r"/CN=Robot\/A", r"/CN=\\/", "/CN=a*.$|(", r"/CN=J\xC3\xBC", "/CN=a ", "/CN=" + "x" * 999})
+def test_a_mapfile_names_each_and_no_other(user_map: Callable, texts: set[str]) -> None:  # type: ignore[type-arg]
+    listed = {text: f"user{number}" for number, text in enumerate(sorted(texts))}
+    found = user_map({dn.mapfile(text): name for text, name in listed.items()})
+    assert {text: found(text) for text in listed} == listed
+    for text in listed:
+        for other in {f"{text}x", text.swapcase(), text[:-1], f" {text}"} - texts:
+            assert found(other) not in listed.values()
 
 
 # -- reading

@@ -331,6 +331,11 @@ class TestLogLine:
         assert line.isprintable()
         assert line.count('"') == 2
 
+    def test_a_dn_stands_there_as_it_is(self) -> None:
+        name = r"/DC=test/CN=Robot\/J\xC3\xBCrgen C\+\+"
+        assert policy.record({"dn": name, "exit": 0}) == f'dn="{name}" exit=0'
+        assert policy.record({"dn": "/CN=a\\", "exit": 0}) == 'dn="/CN=a?" exit=0'
+
     def test_long_text_is_cut(self) -> None:
         assert len(policy.record({"id": "x" * 100_000})) < 600
 

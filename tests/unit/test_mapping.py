@@ -18,8 +18,8 @@ GL001 = Account("gl001", 21001, 21000, (22000, 22001))
 
 words = st.from_regex(r"[A-Za-z0-9_.-]{1,12}", fullmatch=True)
 dns = st.lists(st.tuples(words.filter(lambda word: word[0].isascii() and word[0].isalpha()),
-                         st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters='"'),
-                                 min_size=1, max_size=30)), min_size=1, max_size=5).map(
+                         st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=30)),
+               min_size=1, max_size=5).map(
     lambda pairs: "".join(f"/{re.sub('[_-]', '.', key)}={value}" for key, value in pairs)
 )  # fmt: skip
 fqans = st.builds(
@@ -37,8 +37,8 @@ printable = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=80)
 
 class TestModel:
     @pytest.mark.parametrize("dn", [
-        "", "Alice", "CN=Alice", "/CN=", "/=x", "//CN=x", '/CN="x"', "/CN=x\n", "/CN=x\0", "/CN=\x7f",
-        "/CN=J\u00fcrgen", "/CN=" + "x" * 600, " /CN=x",
+        "", "Alice", "CN=Alice", "/CN", "/=x", "//CN=x", "/C N=x", "/CN=x\n", "/CN=x\0", "/CN=\x7f",
+        "/CN=J\u00fcrgen", "/CN=" + "x" * 2045, " /CN=x",
     ])  # fmt: skip
     def test_what_is_no_dn(self, dn: str) -> None:
         with pytest.raises(BadRequest, match="DN"):
@@ -54,6 +54,8 @@ class TestModel:
 
     def test_names_as_they_are_in_the_field(self) -> None:
         Subject("/DC=ch/DC=cern/OU=Organic Units/OU=Users/CN=jdoe/CN=123/CN=John Doe (test), Jr.'s", FQANS)
+        for name in ("Robot\\/A", "C\\+\\+", "J\\xC3\\xBCrgen", 'a "b"', "", "\\xE8\\xAA\\x9E" * 64, "x+2.5.4.97=y"):
+            Subject(f"/DC=test/1.2.840.113549.1.9.1=x/CN={name}")
         Subject(r"/C=DE/O=GermanGrid/CN=host/ce.example.org/emailAddress=a@b.de/CN=J\xC3\xBCrgen", ("/cms.gov/a_b-c",))
 
     def test_too_many_fqans(self) -> None:
@@ -199,7 +201,7 @@ def decision(root: ET.Element) -> tuple[str, str, str]:
 
 
 class TestXacmlQuery:
-    @given(subjects.filter(lambda subject: subject.dn == subject.dn.strip() and len(subject.fqans) < 2))
+    @given(st.builds(Subject, dns.map(str.strip), st.lists(fqans, max_size=1).map(tuple)))
     def test_a_subject_is_read_as_it_was_asked(self, subject: Subject) -> None:
         assert xacml.query(query(about(subject))).subject == subject
 

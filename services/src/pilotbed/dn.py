@@ -6,15 +6,12 @@ byte by byte, so one text is right: `/CN=Robot\/Alice`, `/CN=C\+\+`, `/CN=J\xC3\
 escaped, so two names can have one text: where it matters who somebody is, certificates are compared and not texts.
 
 Sources: OpenSSL 3.0's crypto/x509/x509_obj.c (one line), crypto/asn1/a_strex.c (RFC 2253); RFC 4514; HTCondor's
-src/condor_utils/MapFile.cpp, ParseField. tests/unit/test_dn.py asks the installed OpenSSL and HTCondor.
+src/condor_utils/MapFile.cpp, ParseField. tests/unit/test_dn.py asks OpenSSL and HTCondor themselves.
 """
 
 from __future__ import annotations
 
 import re
-
-#: Characters of a one-line form that are taken from others. UTF-8 takes twelve a Chinese letter, and a CN has up to 64.
-LARGEST = 2048
 
 #: Types by arc, as OpenSSL 3.0 abbreviates them (crypto/objects/objects.txt); any other is written as its dotted OID.
 _ARCS = {
@@ -256,7 +253,7 @@ def _read(text: str, octet: re.Pattern[str]) -> Name:
         name[-1][-1].value += octets
         at += taken
     if not name:
-        raise NotADn(f"{text!r} is no DN such as {EXAMPLE}{_slashed(text)}")
+        raise NotADn(f"{text!r} is no DN in slash form, such as {EXAMPLE}{_slashed(text)}")
     for attribute in (attribute for rdn in name for attribute in rdn):
         try:
             attribute.value.decode()
@@ -376,10 +373,9 @@ def _unescaped(found: re.Match[bytes]) -> bytes:
 def mapfile(text: str) -> str:
     r"""Return a field of HTCondor's mapfile that is this DN (one-line form, which HTCondor's own attributes have too).
 
-    In quotes a ``\`` stays, but before a quote; so a name with a quote, or with a ``\`` at its end, is a regular
-    expression.
+    In quotes a ``\\`` stands for itself, but not before a quote or another one: such a name is a regular expression.
     """
-    if '"' not in text and not text.endswith("\\"):
+    if not re.search(r'"|\\\\|\\$', text):
         return f'"{text}"'
     plain = "".join(sign if sign.isalnum() or sign in " =" else f"\\x{ord(sign):02X}" for sign in text)
     return f"/^{plain}$/"

@@ -14,6 +14,7 @@ import resource
 import struct
 
 from ..lean import Record
+from ..mapping import LARGEST_DN
 from .apart import PATIENCE, run_as
 from .policy import AUTHORISATION_ERROR, CLIENT_ERROR, SYSTEM_ERROR, Conf, Refusal
 
@@ -21,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pilotbed.lcmaps import Lcmaps
 
-_ANSWER = struct.Struct("=II256s256s")  # uid, gid, DN, FQAN
+_ANSWER = struct.Struct(f"=II{LARGEST_DN}s256s")  # uid, gid, DN, FQAN
 
 
 class Identity(Record):
@@ -62,7 +63,9 @@ def identify(pem: bytes, conf: Conf, account: pwd.struct_passwd) -> Identity:
 
 
 def _packed(uid: int, gid: int, dn: str, fqans: tuple[str, ...]) -> bytes:
-    return _ANSWER.pack(uid, gid, dn.encode()[:255], fqans[0].encode()[:255] if fqans else b"")
+    if len(dn.encode()) > LARGEST_DN:  # what was cut off would be missing in the records, and in a ban
+        raise Refusal(AUTHORISATION_ERROR, f"a DN of more than {LARGEST_DN} characters: {dn[:80]}…")
+    return _ANSWER.pack(uid, gid, dn.encode(), fqans[0].encode()[:255] if fqans else b"")
 
 
 def _answer(pem: bytes, conf: Conf) -> bytes:

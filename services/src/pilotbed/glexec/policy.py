@@ -304,8 +304,15 @@ def payload_environment(
 
 
 def clean(text: str, limit: int = 512) -> str:
-    """Return ``text`` for a terminal or a log line: control characters, quotes and backslashes become ``?``."""
-    return "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text[:limit])
+    """Return ``text`` for a terminal or a log line: control characters, quotes and backslashes become ``?``.
+
+    But for a backslash of OpenSSL's one-line form of a DN: before x, / or +, where it escapes nothing in other forms.
+    """
+    cut = text[:limit]
+    return "".join(
+        c if (c.isprintable() and c not in '"\\') or (c == "\\" and after in "x/+") else "?"
+        for c, after in zip(cut, f"{cut[1:]}.", strict=True)
+    ) if cut else ""
 
 
 def record(fields: Mapping[str, object]) -> str:

@@ -61,6 +61,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pilotbed import dn
 from pilotbed.relay.zipapp import agent_zipapp
 
 #: The scripts that this package brings for the worker.
@@ -226,10 +227,14 @@ def pool_files(pool: Mapping[str, Any], list_: str) -> list[Staged]:
         people = pool[role]
         if not isinstance(people, dict) or not people:
             raise StageError(f'pool.{role}: {people!r} is not a table of NAME = "DN"')
-        for name, dn in people.items():
-            if not _NAME.fullmatch(name) or not isinstance(dn, str) or not dn.startswith("/") or '"' in dn:
-                raise StageError(f"pool.{role}: {name} = {dn!r} is not a name and an end-entity DN in slash form")
-            line = f'SSL "{dn}" {name}'
+        for name, text in people.items():
+            if not _NAME.fullmatch(name) or not isinstance(text, str):
+                raise StageError(f"pool.{role}: {name} = {text!r} is not a name and an end-entity DN in slash form")
+            try:
+                dn.parse(text)
+            except dn.NotADn as error:
+                raise StageError(f"pool.{role}: {name} = {error}") from None
+            line = f"SSL {dn.mapfile(text)} {name}"
             if line not in lines:
                 lines.append(line)
         names[role] = [f"{name}@{pool['domain']}" for name in people]

@@ -6,3 +6,5 @@ LCMAPS), ``client`` what glexec asks it with, ``arc`` the computing element's pl
 
 #: The local account that LCMAPS runs as, on computing elements and workers; it owns the leases.
 MAPPER_ACCOUNT = "glexec"
+#: Characters of a DN in OpenSSL's one-line form: one of a Chinese name has twelve, and a CN up to 64 of them.
+LARGEST_DN = 2048

@@ -18,6 +18,7 @@ from pathlib import Path
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from pilotbed import dn
 from pilotbed.lcmaps import Lcmaps
 from pilotbed.service import event, set_up_logging
 from pilotbed.settings import load
@@ -41,6 +42,10 @@ class Settings:
     lcmaps_policy: str
     gridmapdir: str  # where the policy leases accounts
     lcmaps_debug_level: int = 0
+
+    def __post_init__(self) -> None:
+        for host in self.hosts:
+            dn.parse(host)  # NotADn is a ValueError: SettingsError, with the file's name
 
 
 def create(config: str = CONFIG) -> Flask:

@@ -4,6 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pilotbed import dn
+
 
 @dataclass(frozen=True)
 class Config:
@@ -60,10 +62,15 @@ class Config:
         ports = self.ports
         if len(ports) != 2 or not 1024 <= ports[0] <= ports[1] <= 65535 or self.port in self.range:
             raise ValueError(f"ports = {list(ports)}: not a range within 1024-65535 that leaves out {self.port}")
-        for name in ("authorized_dns", "authorized_fqans", "authorized_hosts"):
+        for text in self.authorized_fqans:
+            if not text.startswith("/"):
+                raise ValueError(f"authorized_fqans: {text!r} is not in slash form (/VO/Role=…)")
+        for name in ("authorized_dns", "authorized_hosts"):
             for text in getattr(self, name):
-                if not text.startswith("/"):
-                    raise ValueError(f"{name}: {text!r} is not in slash form (/DC=…/CN=…, /VO/Role=…)")
+                try:
+                    dn.parse(text)
+                except dn.NotADn as error:
+                    raise ValueError(f"{name}: {error}") from None
         if not (self.authorized_dns or self.authorized_fqans or self.authorized_hosts):
             raise ValueError("authorized_dns, authorized_fqans, authorized_hosts: one has to be there, or nobody may")
 
@@ -71,11 +78,11 @@ class Config:
     def range(self) -> range:
         return range(self.ports[0], self.ports[1] + 1)
 
-    def grants(self, dn: str, fqans: Collection[str]) -> str | None:
+    def grants(self, name: str, fqans: Collection[str]) -> str | None:
         """By which FQAN the bearer of a DN and of verified FQANs may have a port; "" if none is asked for; None: no."""
-        if dn in self.authorized_hosts:
+        if name in self.authorized_hosts:
             return ""
-        if self.authorized_dns and dn not in self.authorized_dns:
+        if self.authorized_dns and name not in self.authorized_dns:
             return None
         if not self.authorized_fqans:
             return "" if self.authorized_dns else None

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import batch
+from .. import batch, dn
 from ..glexec import journal
 from . import records
 from .records import Payload
@@ -122,6 +122,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("say a --node, a --dn or an --account")
     if asked.at is not None and (asked.since is not None or asked.until is not None):
         parser.error("--at is one moment, --since and --until are a span: say one of both")
+    try:
+        asked.dn = asked.dn and dn.canonical(asked.dn)
+    except dn.NotADn as error:
+        parser.error(str(error))
     now = datetime.now().timestamp()
     asked.until = now if asked.until is None else asked.until
     asked.since = asked.until - 86400 if asked.since is None else asked.since
