@@ -5,6 +5,7 @@ Names and codes are gLExec 0.9's (NIKHEF wiki, "Exit codes of gLExec"), so that 
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from ..lean import Record, signal
@@ -308,11 +309,11 @@ def clean(text: str, limit: int = 512) -> str:
 
     But for a backslash of OpenSSL's one-line form of a DN: before x, / or +, where it escapes nothing in other forms.
     """
-    cut = text[:limit]
+    cut = f"{text[:limit]}."
     return "".join(
         c if (c.isprintable() and c not in '"\\') or (c == "\\" and after in "x/+") else "?"
-        for c, after in zip(cut, f"{cut[1:]}.", strict=True)
-    ) if cut else ""
+        for c, after in itertools.pairwise(cut)
+    )
 
 
 def record(fields: Mapping[str, object]) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from asn1crypto import core
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
@@ -23,9 +24,6 @@ PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 INHERIT_ALL = "1.3.6.1.5.5.7.21.1"
 LIMITED = "1.3.6.1.4.1.3536.1.1.1.9"
 BACKDATE = dt.timedelta(minutes=5)  # as Globus and VOMS do, for clocks that lag
-
-# What cryptography raises for broken DER; TypeError (a bit string) and KeyError (43: a type unknown to it) in names.
-_UNREADABLE = (ValueError, TypeError, KeyError)
 
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -65,14 +63,17 @@ def extensions(certificate: x509.Certificate) -> x509.Extensions:
     """The extensions, or CertificateError where they cannot be parsed."""
     try:
         return certificate.extensions
-    except (*_UNREADABLE, x509.DuplicateExtension) as error:
-        raise CertificateError(f"malformed extensions in {slash(certificate.subject)}: {error}") from None
+    except Exception as error:  # see `readable`
+        raise CertificateError(f"malformed extensions in {slash(certificate.subject)}: {reason(error)}") from None
 
 
 def readable(
     load: Callable[[], Iterable[x509.Certificate]], failed: str = "unreadable certificate"
 ) -> tuple[x509.Certificate, ...]:
-    """What `load` gives, with names that can be read: cryptography parses these only when they are asked for.
+    """What `load` gives, with all that is looked at later already read: cryptography reads most of it when asked.
+
+    So every error of somebody else's bytes is one here. What cryptography raises depends on the place and its version:
+    ValueError, TypeError, KeyError, InvalidVersion, DuplicateExtension, UnsupportedGeneralNameType, …
 
     Raises:
         CertificateError: `failed`, and why.
@@ -80,10 +81,20 @@ def readable(
     try:
         certificates = tuple(load())
         for certificate in certificates:
-            _ = certificate.subject, certificate.issuer
-    except (*_UNREADABLE, x509.InvalidVersion) as error:
-        raise CertificateError(f"{failed}: {error}") from None
+            _ = certificate.subject, certificate.issuer, certificate.serial_number, certificate.version
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_algorithm_oid
+            _ = slash(certificate.subject), slash(certificate.issuer)
+    except Exception as error:
+        raise CertificateError(f"{failed}: {reason(error)}") from None
+    for certificate in certificates:
+        extensions(certificate)
     return certificates
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, on one line; its name where it says nothing or only a number."""
+    said = str(error).partition("\n")[0]
+    return said if any(sign.isalpha() for sign in said) else f"{type(error).__name__} {said}".rstrip()
 
 
 def proxy_info(certificate: x509.Certificate) -> ProxyInfo | None:
@@ -97,9 +108,9 @@ def proxy_info(certificate: x509.Certificate) -> ProxyInfo | None:
             try:
                 info = _ProxyCertInfo.load(extension.value.public_bytes(), strict=True)
                 length, language = info["path_length"].native, info["policy"]["language"].dotted
-            except (ValueError, TypeError, KeyError) as error:
-                reason = str(error).splitlines()[0]
-                raise CertificateError(f"malformed proxyCertInfo in {slash(certificate.subject)}: {reason}") from None
+            except Exception as error:  # of asn1crypto, for somebody else's bytes
+                name = slash(certificate.subject)
+                raise CertificateError(f"malformed proxyCertInfo in {name}: {reason(error)}") from None
             if length is not None and length < 0:
                 raise CertificateError(f"malformed proxyCertInfo in {slash(certificate.subject)}: path length {length}")
             return ProxyInfo(length, language, extension.critical)
@@ -241,11 +252,12 @@ def load_pem(path: Path | str, key: Path | str | None = None) -> Credential:
         raise CertificateError(f"{holder}: mode {mode:04o} lets everybody use the private key; chmod 600 {holder}")
     try:
         private = serialization.load_pem_private_key(blocks.group(), None)
-    except (ValueError, TypeError) as error:
-        raise CertificateError(f"{holder}: unreadable private key: {error}") from None
-    if not isinstance(private, Key):
-        raise CertificateError(f"{holder}: private key is neither RSA nor EC")
-    if _public(private) != _public(chain.leaf):
+        if not isinstance(private, Key):
+            raise CertificateError(f"{holder}: private key is neither RSA nor EC")
+        belongs = _public(private) == _public(chain.leaf)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CertificateError(f"{holder}: unreadable key: {reason(error)}") from None
+    if not belongs:
         raise CertificateError(f"{holder}: private key does not belong to {slash(chain.leaf.subject)}")
     return Credential(chain, private)
 

@@ -22,6 +22,8 @@ from pilotbed.x509.chain import (
     Chain,
     extensions,
     proxy_info,
+    readable,
+    reason,
 )
 from pilotbed.x509.files import ParsedFiles
 from pilotbed.x509.names import name_hash, slash
@@ -98,7 +100,7 @@ class TrustStore:
 
     def _issuer(self, certificate: x509.Certificate) -> x509.Certificate:
         named = False
-        for ca in self._load(certificate.issuer, "", x509.load_pem_x509_certificate):
+        for ca in self._load(certificate.issuer, "", _read_ca):
             if ca.subject == certificate.issuer:
                 named = True
                 if _signed_by(certificate, ca):
@@ -112,7 +114,7 @@ class TrustStore:
     def _check_revoked(self, certificate: x509.Certificate, ca: x509.Certificate, now: dt.datetime) -> None:
         lists = [
             crl
-            for crl in self._load(ca.subject, "r", x509.load_pem_x509_crl)
+            for crl in self._load(ca.subject, "r", _read_list)
             if crl.issuer == ca.subject and _list_signed_by(crl, ca)
         ]
         if not lists:
@@ -136,11 +138,27 @@ class TrustStore:
             path = self.directory / f"{name_hash(name)}.{kind}{number}"
             try:
                 parsed = self._files.load(path, parse)
-            except (OSError, ValueError) as error:
+            except (OSError, CertificateError) as error:
                 raise TrustError(f"{path}: {error}") from None
             if parsed is None:
                 return
             yield parsed
+
+
+def _read_ca(pem: bytes) -> x509.Certificate:
+    return readable(lambda: [x509.load_pem_x509_certificate(pem)])[0]
+
+
+def _read_list(pem: bytes) -> x509.CertificateRevocationList:
+    """A revocation list with everything in it read, as in `readable`."""
+    try:
+        crl = x509.load_pem_x509_crl(pem)
+        _ = slash(crl.issuer), crl.last_update_utc, crl.next_update_utc, crl.extensions, crl.signature_algorithm_oid
+        for entry in crl:
+            _ = entry.serial_number, entry.revocation_date_utc
+    except Exception as error:
+        raise CertificateError(f"unreadable revocation list: {reason(error)}") from None
+    return crl
 
 
 def _check_basics(certificate: x509.Certificate, now: dt.datetime, purpose: x509.ObjectIdentifier) -> None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from pilotbed.x509.chain import CertificateError, Chain, extensions, is_proxy, readable
+from pilotbed.x509.chain import CertificateError, Chain, extensions, is_proxy, readable, reason
 from pilotbed.x509.files import ParsedFiles
 from pilotbed.x509.names import slash
 from pilotbed.x509.trust import TrustError, TrustStore
@@ -38,7 +38,7 @@ _FQAN = re.compile(r"(?P<group>(?:/[\w.-]+)+?)(?:/Role=(?P<role>[\w.-]+))?(?:/Ca
                    re.ASCII)  # fmt: skip
 _NEXT_CHAIN = re.compile(r"-+\s*NEXT CHAIN\s*-+")
 # What asn1crypto raises: any of these, RecursionError for deep nesting.
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, ArithmeticError)
 
 
 class _Acs(core.SequenceOf):  # type: ignore[misc]
@@ -96,6 +96,16 @@ class Attributes(NamedTuple):
 def has_attributes(certificate: x509.Certificate) -> bool:
     """Whether this very certificate carries VOMS attribute certificates; they may still be no good."""
     return _carried(certificate) is not None
+
+
+def ends(chain: Chain) -> list[dt.datetime]:
+    """When the ACs end that a chain carries (aware), as far as these say; nothing of it is verified.
+
+    Raises:
+        CertificateError: they cannot be read.
+    """
+    carried = next((der for der in map(_carried, chain.certificates) if der is not None), None)
+    return [ac.not_after for ac in _parse(carried)] if carried is not None else []
 
 
 class VomsStore:
@@ -224,8 +234,7 @@ def _parse(der: bytes) -> list[_Ac]:
         (acs,) = _AcSeq.load(der, strict=True)
         found = [_read(ac) for ac in acs]
     except _MALFORMED as error:
-        reason = str(error).partition("\n")[0]
-        raise CertificateError(f"VOMS: malformed attribute certificate: {reason}") from None
+        raise CertificateError(f"VOMS: malformed attribute certificate: {reason(error)}") from None
     if not found:
         raise CertificateError("VOMS: malformed attribute certificate: none in the extension")
     return found
@@ -268,8 +277,8 @@ def _read(ac: cms.AttributeCertificateV2) -> _Ac:
         version=info["version"].native,
         holder=info["holder"],
         issuer=info["issuer"],
-        not_before=validity["not_before_time"].native,
-        not_after=validity["not_after_time"].native,
+        not_before=_moment(validity["not_before_time"].native),
+        not_after=_moment(validity["not_after_time"].native),
         signers=readable(
             lambda: (x509.load_der_x509_certificate(signer.dump()) for signer in signers),
             "VOMS: malformed attribute certificate: malformed certificate of its server",
@@ -280,6 +289,13 @@ def _read(ac: cms.AttributeCertificateV2) -> _Ac:
         authority=authority.chosen.contents.decode("ascii"),
         values=tuple(values),
     )
+
+
+def _moment(native: object) -> dt.datetime:
+    """What asn1crypto makes of a GeneralizedTime; of the year 0 or without a time zone it is no moment."""
+    if not isinstance(native, dt.datetime) or native.tzinfo is None:
+        raise ValueError(f"{native} is no time in UTC")
+    return native
 
 
 def _check_extensions(ac: _Ac) -> None:
@@ -337,8 +353,7 @@ def _check_holder(claimed: cms.Holder, holder: x509.Certificate) -> None:
         if isinstance(entity, asn1.GeneralNames) and not _is_directory_name(entity, holder.subject):
             raise foreign
     except _MALFORMED as error:
-        reason = str(error).partition("\n")[0]
-        raise CertificateError(f"VOMS: malformed holder: {reason}") from None
+        raise CertificateError(f"VOMS: malformed holder: {reason(error)}") from None
 
 
 def _is_directory_name(names: Any, wanted: x509.Name) -> bool:
