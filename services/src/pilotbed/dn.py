@@ -84,7 +84,7 @@ class Attribute:
     def text(self) -> str:
         """Return the characters of a value that is a string. Raises ValueError."""
         if self.tag not in ENCODINGS:
-            raise ValueError(f"the value of {_name(self.oid)} is no string (tag {self.tag})")
+            raise ValueError(f"the value of {short_name(self.oid)} is no string (tag {self.tag})")
         return self.value.decode(ENCODINGS[self.tag])
 
 
@@ -92,7 +92,8 @@ class Attribute:
 Name = list[list[Attribute]]
 
 
-def _name(oid: str) -> str:
+def short_name(oid: str) -> str:
+    """Return a type as OpenSSL writes it."""
     return _NAMES.get(oid, oid)
 
 
@@ -183,7 +184,7 @@ def write(name: Name) -> str:
                 unused, octets = octets[0], octets[1:]
                 octets = octets[:-1] + bytes([octets[-1] >> unused << unused]) if octets else b""
             # OBJ_obj2txt writes into 80 bytes.
-            text += f"{separator}{_name(attribute.oid)[:79]}={''.join(map(_escaped, octets))}"
+            text += f"{separator}{short_name(attribute.oid)[:79]}={''.join(map(_escaped, octets))}"
     return text
 
 
@@ -225,9 +226,16 @@ def canonical(text: str) -> str:
 def readings(text: str) -> list[str]:
     r"""Return every one-line form that ``text`` may stand for, the likeliest first. Raises NotADn.
 
-    There are two for ``\xc3``, which OpenSSL writes as ``\xC3`` unless a value holds these four characters.
+    There are several for ``\xc3``, which OpenSSL writes as ``\xC3`` unless a value holds these four characters, and for
+    an RDN of several attributes, which a certificate that was made properly has in the order of their DER.
     """
-    return list(dict.fromkeys([canonical(text), *([text] if write(_read(text, _OCTET)) == text else [])]))
+    name, exact = spoken(text), _read(text, _OCTET)
+    found = [write(name), write([sorted(rdn, key=_member) for rdn in name]), *([text] if write(exact) == text else [])]
+    return list(dict.fromkeys(found))
+
+
+def _member(attribute: Attribute) -> bytes:
+    return encode_element(0x30, encode_oid(attribute.oid) + encode_element(attribute.tag, attribute.value))
 
 
 def _read(text: str, octet: re.Pattern[str]) -> Name:
@@ -310,7 +318,7 @@ def rfc4514(name: Name) -> str:
 
 def _pair(attribute: Attribute) -> str:
     if attribute.oid not in _NAMES or attribute.tag not in ENCODINGS:
-        return f"{_name(attribute.oid)}=#{encode_element(attribute.tag, attribute.value).hex().upper()}"
+        return f"{short_name(attribute.oid)}=#{encode_element(attribute.tag, attribute.value).hex().upper()}"
     text = attribute.text()
     said = ""
     for at, sign in enumerate(text):
@@ -320,7 +328,7 @@ def _pair(attribute: Attribute) -> str:
             said += sign
         else:
             said += "".join(f"\\{octet:02X}" for octet in sign.encode())
-    return f"{_name(attribute.oid)}={said}"
+    return f"{short_name(attribute.oid)}={said}"
 
 
 _PAIR = re.compile(

@@ -10,28 +10,41 @@ import datetime
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from pilotbed import dn
+from pilotbed.x509.names import name_hash, slash
 
 KEY_BITS = 2048
 CA_DAYS = 3650
 #: Everything is dated back, since clocks of a grid's nodes differ.
 SKEW = datetime.timedelta(minutes=5)
 
-_ATTRIBUTES = {
-    "DC": NameOID.DOMAIN_COMPONENT,
-    "C": NameOID.COUNTRY_NAME,
-    "O": NameOID.ORGANIZATION_NAME,
-    "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
-    "CN": NameOID.COMMON_NAME,
+#: Longest values, in characters: the upper bounds of X.520 and RFC 5280, Appendix A.1, as OpenSSL has them.
+_LIMITS = {
+    "CN": 64, "O": 64, "OU": 64, "L": 128, "ST": 128, "street": 128, "title": 64, "serialNumber": 64, "postalCode": 40,
+    "emailAddress": 128, "pseudonym": 128, "DC": 63, "UID": 256,
+}  # fmt: skip
+_ANY = 32768  # ub-name
+#: What a value has to be: a country, one label of a domain, an address.
+_FORMS = {
+    "C": (re.compile("[A-Z]{2}"), "a country in two capitals (ISO 3166), such as CH"),
+    "DC": (re.compile("[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"), "one label of a domain, such as test"),
+    "emailAddress": (re.compile(r"[!-?A-~]+@[!-?A-~]+"), "an e-mail address in ASCII, such as alice@grid.test"),
+    "serialNumber": (re.compile(r"[A-Za-z0-9 '()+,./:=?-]+"), "a PrintableString"),
+    "dnQualifier": (re.compile(r"[A-Za-z0-9 '()+,./:=?-]+"), "a PrintableString"),
 }
+_HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
 
 class AuthorityError(Exception):
@@ -61,21 +74,62 @@ PROFILES = {
 
 
 def parse_dn(text: str) -> x509.Name:
-    """Return the name that a DN in slash form (``/DC=test/O=Gridlab/CN=Alice Adams``) stands for.
+    """Return the name of a DN in slash form, also as people write it: ``/DC=test/CN=Robot/Alice``.
+
+    Any type that OpenSSL knows, or an OID; several attributes in an RDN with ``+``.
 
     Raises:
-        AuthorityError: the text is not such a DN, or has an attribute other than DC, C, O, OU, CN.
+        AuthorityError: the text is not such a DN, or a value is none of its type.
     """
-    parts = text.split("/")
-    if len(parts) < 2 or parts[0]:
-        raise AuthorityError(f"{text!r} is not a DN in slash form, such as /DC=test/DC=grid/CN=Alice Adams")
-    names = []
-    for part in parts[1:]:
-        kind, _, value = part.partition("=")
-        if kind not in _ATTRIBUTES or not value:
-            raise AuthorityError(f"{text!r}: {part!r} is not one of {', '.join(_ATTRIBUTES)}=value")
-        names.append(x509.NameAttribute(_ATTRIBUTES[kind], value))
-    return x509.Name(names)
+    try:
+        return x509.Name([x509.RelativeDistinguishedName(map(_attribute, rdn)) for rdn in dn.spoken(text)])
+    except (ValueError, TypeError) as error:
+        raise AuthorityError(str(error) if isinstance(error, dn.NotADn) else f"{text!r}: {error}") from error
+
+
+def canonical(text: str) -> str:
+    """Return a DN's slash form as OpenSSL writes it. Raises AuthorityError."""
+    return slash(parse_dn(text))
+
+
+def _attribute(attribute: dn.Attribute) -> x509.NameAttribute[str]:
+    kind, value = dn.short_name(attribute.oid), attribute.text()
+    form, example = _FORMS.get(kind, (re.compile(r"[^\x00-\x1f\x7f]+"), "a text without control characters"))
+    limit = _LIMITS.get(kind, _ANY)
+    if len(value) > limit:
+        raise ValueError(f"{kind} has {len(value)} characters, and may have {limit} at most")
+    if attribute.tag != dn.UTF8 or not form.fullmatch(value):
+        raise ValueError(f"{kind}={value} is not {example}")
+    # cryptography counts the octets of UTF-8 instead: "Attribute's length must be >= 1 and <= 64, but it was 192".
+    return x509.NameAttribute(x509.ObjectIdentifier(attribute.oid), value, _validate=False)
+
+
+def moment(text: str, now: datetime.datetime) -> datetime.datetime:
+    """Return a time that is given in ISO form (UTC, if it does not say), or from ``now``: ``-30d``, ``+2h``, ``-5m``.
+
+    Raises:
+        AuthorityError: it is neither.
+    """
+    try:
+        if found := re.fullmatch(r"([+-]\d+(?:\.\d+)?)([dhm])", text):
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[found[2]]
+            return now + datetime.timedelta(**{unit: float(found[1])})
+        given = datetime.datetime.fromisoformat(text)
+        return given if given.tzinfo else given.replace(tzinfo=datetime.UTC)
+    except (ValueError, OverflowError):
+        raise AuthorityError(
+            f"{text!r} is no time such as 2026-11-21T02:47:38, or from now -30d, +2h, -5m"
+        ) from None
+
+
+def _end(start: datetime.datetime, now: datetime.datetime, days: float) -> datetime.datetime:
+    """Return the time ``days`` after ``now``, for what begins at ``start``. Raises AuthorityError."""
+    try:
+        if (end := now + datetime.timedelta(days=days)) > start:
+            return end
+    except (ValueError, OverflowError):
+        pass
+    raise AuthorityError(f"{days} days is no life of a certificate or CRL: it ends after it begins, and before 9999")
 
 
 class Authority:
@@ -92,23 +146,36 @@ class Authority:
         self._issued = directory / "issued"
         self._state = directory / "state.json"
 
-    def create(self, dn: str) -> bool:
+    def pem(self) -> bytes:
+        """Return the authority's certificate (PEM). Raises AuthorityError."""
+        return self._certificate().public_bytes(serialization.Encoding.PEM)
+
+    def hash(self) -> str:
+        """Return what OpenSSL names files of this authority by (`name_hash`). Raises AuthorityError."""
+        return name_hash(self._certificate().subject)
+
+    def create(self, dn: str, days: float = CA_DAYS) -> bool:
         """Make key and certificate for ``dn`` if there are none; return whether they were made.
 
+        Args:
+            dn: the authority's name (`parse_dn`).
+            days: life of its certificate.
+
         Raises:
-            AuthorityError: there is an authority with another name.
+            AuthorityError: there is an authority with another name, or ``dn`` or ``days`` cannot be.
         """
         name = parse_dn(dn)
         if self.certificate_path.exists():
-            if self._certificate().subject != name:
-                have = self._certificate().subject.rfc4514_string()
+            have = slash(self._certificate().subject)
+            if have != canonical(dn):
                 raise AuthorityError(
                     f"{self.directory} holds the authority {have}, not {dn}: keep the name, or move it away"
                 )
             return False
+        now = datetime.datetime.now(datetime.UTC)
+        end = _end(now, now, days)
         self._issued.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
-        now = datetime.datetime.now(datetime.UTC)
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         certificate = (
             x509.CertificateBuilder()
@@ -117,7 +184,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - SKEW)
-            .not_valid_after(now + datetime.timedelta(days=CA_DAYS))
+            .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(sign_certificates=True), critical=True)
             .add_extension(identifier, critical=False)
@@ -131,42 +198,47 @@ class Authority:
         _write(self.certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return True
 
-    def sign(self, request: bytes, dn: str, kind: str) -> bytes:
+    def sign(self, request: bytes, dn: str, kind: str, days: float | None = None, not_before: str = "") -> bytes:
         """Return the PEM certificate for a PEM certificate request.
 
         Args:
             request: the request; its signature proves that the sender has the key.
-            dn: the subject that the certificate gets, whatever the request says.
+            dn: the subject that the certificate gets (`parse_dn`), whatever the request says.
             kind: a key of ``PROFILES``.
+            days: its life; by default the profile's, and not longer than the authority's own.
+            not_before: when it begins (`moment`), also long ago; by default now.
 
         Raises:
-            AuthorityError: the request is no good, or the kind unknown.
+            AuthorityError: the request is no good, the kind unknown, or ``dn`` or the times cannot be.
         """
         if kind not in PROFILES:
             raise AuthorityError(f"{kind!r} is no kind of certificate; there is {', '.join(PROFILES)}")
-        profile = PROFILES[kind]
-        try:
-            csr = x509.load_pem_x509_csr(request)
-        except ValueError as error:
-            raise AuthorityError(f"the request for {dn} cannot be read: {error}") from error
-        public = csr.public_key()
-        if not csr.is_signature_valid:
-            raise AuthorityError(f"the request for {dn} is not signed by its own key")
-        if not isinstance(public, rsa.RSAPublicKey) or public.key_size < KEY_BITS:
-            raise AuthorityError(f"the request for {dn} has no RSA key of at least {KEY_BITS} bits")
+        profile, name, public = PROFILES[kind], parse_dn(dn), _requested(request, dn)
         with self._locked():
             key, issuer = self._key(), self._certificate()
             now = datetime.datetime.now(datetime.UTC)
+            start = moment(not_before, now) if not_before else now
+            end = _end(start, start, profile.days if days is None else days)
+            if end > issuer.not_valid_after_utc:
+                if days is not None or start >= issuer.not_valid_after_utc:
+                    raise AuthorityError(f"{dn} would outlive the authority, which ends {issuer.not_valid_after_utc}")
+                end = issuer.not_valid_after_utc
             identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
             usages = [ExtendedKeyUsageOID.SERVER_AUTH] if profile.server else []
+            try:
+                builder = (
+                    x509.CertificateBuilder()
+                    .subject_name(name)
+                    .issuer_name(issuer.subject)
+                    .public_key(public)
+                    .serial_number(x509.random_serial_number())
+                    .not_valid_before(start if not_before else start - SKEW)
+                    .not_valid_after(end)
+                )
+            except ValueError as error:  # before 1950
+                raise AuthorityError(f"{dn}: {not_before}: {error}") from error
             builder = (
-                x509.CertificateBuilder()
-                .subject_name(parse_dn(dn))
-                .issuer_name(issuer.subject)
-                .public_key(public)
-                .serial_number(x509.random_serial_number())
-                .not_valid_before(now - SKEW)
-                .not_valid_after(now + datetime.timedelta(days=profile.days))
+                builder
                 .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
                 .add_extension(_key_usage(encipher_data=profile.encipher_data), critical=True)
                 .add_extension(x509.ExtendedKeyUsage([*usages, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
@@ -176,8 +248,7 @@ class Authority:
                 )
             )
             if profile.server:
-                name = dn.rpartition("/CN=")[2]
-                builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+                builder = builder.add_extension(_host_name(name, dn), critical=False)
             certificate = builder.sign(key, hashes.SHA256())
             pem = certificate.public_bytes(serialization.Encoding.PEM)
             _write(self._issued / f"{certificate.serial_number:x}.pem", pem, 0o644)
@@ -189,14 +260,14 @@ class Authority:
         Raises:
             AuthorityError: nothing was issued to that DN.
         """
-        name = parse_dn(dn)
+        name = canonical(dn)
         with self._locked():
             state = self._read_state()
             revoked: dict[str, str] = state["revoked"]
             serials = [
                 path.stem
                 for path in self._issued.glob("*.pem")
-                if x509.load_pem_x509_certificate(path.read_bytes()).subject == name
+                if slash(x509.load_pem_x509_certificate(path.read_bytes()).subject) == name
             ]
             if not serials:
                 raise AuthorityError(f"no certificate was issued to {dn}")
@@ -207,18 +278,18 @@ class Authority:
         return len(fresh)
 
     def crl(self, days: float) -> bytes:
-        """Return a new PEM CRL that is valid for ``days`` days."""
+        """Return a new PEM CRL that is valid for ``days`` days. Raises AuthorityError."""
         with self._locked():
             state = self._read_state()
             state["crl_number"] += 1
             now = datetime.datetime.now(datetime.UTC)
-            issuer = self._certificate()
+            end, issuer = _end(now - SKEW, now, days), self._certificate()
             identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
             builder = (
                 x509.CertificateRevocationListBuilder()
                 .issuer_name(issuer.subject)
                 .last_update(now - SKEW)
-                .next_update(now + datetime.timedelta(days=days))
+                .next_update(end)
                 .add_extension(x509.CRLNumber(state["crl_number"]), critical=False)
                 .add_extension(
                     x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
@@ -236,7 +307,10 @@ class Authority:
         return crl.public_bytes(serialization.Encoding.PEM)
 
     def _certificate(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
+        try:
+            return x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
+        except FileNotFoundError:
+            raise AuthorityError(f"{self.directory} holds no authority: pilotbed-ca create DN") from None
 
     def _key(self) -> rsa.RSAPrivateKey:
         key = serialization.load_pem_private_key(self._key_path.read_bytes(), None)
@@ -252,9 +326,33 @@ class Authority:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time: the timer's CRL and an operator's revocation may meet."""
+        self._certificate()
         with open(self.directory / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _requested(request: bytes, dn: str) -> rsa.RSAPublicKey:
+    """Return the key of a PEM certificate request, which has signed it. Raises AuthorityError."""
+    try:
+        csr = x509.load_pem_x509_csr(request)
+        public, signed = csr.public_key(), csr.is_signature_valid
+    except (ValueError, TypeError, KeyError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise AuthorityError(f"the request for {dn} cannot be read: {error}") from error
+    if not signed:
+        raise AuthorityError(f"the request for {dn} is not signed by its own key")
+    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < KEY_BITS:
+        raise AuthorityError(f"the request for {dn} has no RSA key of at least {KEY_BITS} bits")
+    return public
+
+
+def _host_name(name: x509.Name, dn: str) -> x509.SubjectAlternativeName:
+    """Return the host's name, of the last CN: ``ce.grid.test``, or as Globus had it ``host/ce.grid.test``."""
+    common = [str(attribute.value) for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    host = common[-1].rpartition("/")[2] if common else ""
+    if not _HOST.fullmatch(host):
+        raise AuthorityError(f"{dn}: the CN of a host must be its name, such as ce.grid.test")
+    return x509.SubjectAlternativeName([x509.DNSName(host)])
 
 
 def _key_usage(sign_certificates: bool = False, encipher_data: bool = False) -> x509.KeyUsage:
