@@ -825,6 +825,7 @@ def test_pilot_takes_the_broker_when_the_range_is_exhausted_where_its_entry_allo
     ({"port": "x"}, "'x' must be int"),
     ({"grace": -1}, "grace = -1 must not be negative"),
     ({"authorized_dns": ["CN=pilot,O=x"]}, "slash form"),
+    ({"authorized_hosts": ["/CN=host/a.test"]}, r"authorized_hosts: '/CN=host/a.test' is /CN=host\/a.test in"),
     ({"authorized_dns": []}, "one has to be there, or nobody may"),
     ({"key": "/nowhere"}, "No such file"),
 ])  # fmt: skip

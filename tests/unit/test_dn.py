@@ -208,7 +208,7 @@ def test_types_are_openssls() -> None:
     assert {oid: known.get(oid) for oid in dn._NAMES} == dn._NAMES
     arcs = {oid.rpartition(".")[0] for oid in dn._NAMES}
     missing = {oid for oid in known if oid.rpartition(".")[0] in arcs} - dn._NAMES.keys()
-    assert missing == set(), "OpenSSL has learnt types: add them"
+    assert missing <= {"1.2.840.113549.1.9.52"}, "OpenSSL has learnt types: add them"  # of CMS only (OpenSSL 3.5)
 
 
 # -- HTCondor

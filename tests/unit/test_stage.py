@@ -110,6 +110,21 @@ def test_pool_files_say_who_may_do_what() -> None:
     assert "*" not in files["50-pool.conf"]
 
 
+def test_pool_files_hold_dns_as_htcondor_reads_them() -> None:
+    odd = POOL | {"pilots": {"pilot": '/DC=test/CN=Robot\\/the "pilot"'}}
+    files = {file.name: file.content.decode() for file in stage.pool_files(odd, "file_list")}
+    assert r"SSL /^\x2FDC=test\x2FCN=Robot\x5C\x2Fthe \x22pilot\x22$/ pilot" in files["pool.mapfile"].splitlines()
+
+
+@pytest.mark.parametrize(("dn", "words"), [
+    ("/DC=test/CN=Robot/pilot", r"is /DC=test/CN=Robot\/pilot in OpenSSL's one-line form"),
+    ("CN=pilot,DC=test", "say /DC=test/CN=pilot"),
+])  # fmt: skip
+def test_a_dn_that_nobody_can_have_is_refused(dn: str, words: str) -> None:
+    with pytest.raises(stage.StageError, match=re.escape(words)):
+        stage.pool_files(POOL | {"pilots": {"pilot": dn}}, "file_list")
+
+
 # --- refusals ---
 
 

@@ -198,12 +198,17 @@ def test_records_that_are_none_do_not_hide_the_others(tmp_path: Path, capsys: py
         ["--node", "x", "--at", "noon"],
         ["--node", "x", "--at", "@inf"],
         ["--node", "x", "--since", "@nan"],
+        ["--dn", "Alice"],
     ],
 )
 def test_command_line_that_cannot_be_meant_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.arguments(words)
     assert "pilotbed-trace: error" in capsys.readouterr().err
+
+
+def test_a_dn_is_looked_for_as_the_records_have_it() -> None:
+    assert cli.arguments(["--dn", "/CN=Robot/Jürgen"]).dn == r"/CN=Robot\/J\xC3\xBCrgen"
 
 
 def test_moments() -> None:

@@ -1,6 +1,8 @@
 """Chains, proxies and their verification; OpenSSL is asked for a second opinion where it has one."""
 
+import copy
 import datetime as dt
+import shutil
 import subprocess
 
 import pki
@@ -27,14 +29,25 @@ ALICE = "/DC=test/DC=grid/O=Gridlab/OU=People/CN=Alice Adams"
 HOUR = dt.timedelta(hours=1)
 
 
-@pytest.fixture
-def ca(tmp_path):
-    return pki.Authority(tmp_path / "certificates")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An authority and alice: their keys take longer than most tests."""
+    ca = pki.Authority(tmp_path_factory.mktemp("made") / "certificates")
+    return ca, ca.issue(ALICE)
 
 
 @pytest.fixture
-def alice(ca):
-    return ca.issue(ALICE)
+def ca(made, tmp_path):
+    """Each test's own directory of it."""
+    own = copy.copy(made[0])
+    own.directory, own.revoked = tmp_path / "certificates", []
+    shutil.copytree(made[0].directory, own.directory)
+    return own
+
+
+@pytest.fixture
+def alice(made):
+    return made[1]
 
 
 @pytest.fixture

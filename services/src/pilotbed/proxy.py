@@ -24,17 +24,16 @@ class Proxy:
     ends: float
 
     @classmethod
-    def read(cls, pem: str | bytes) -> Proxy:
-        """Read a proxy file: a certificate chain with an unencrypted key.
+    def read(cls, pem: str) -> Proxy:
+        """Read a proxy file's text: a certificate chain with an unencrypted key.
 
         Raises:
             ProxyError: not a proxy with its key, or one that no CE would take.
         """
-        content = pem.encode(errors="replace") if isinstance(pem, str) else pem
-        if b"PRIVATE KEY-----" not in content or b"ENCRYPTED" in content:
+        if "PRIVATE KEY-----" not in pem or "ENCRYPTED" in pem:
             raise ProxyError("not a proxy file: it holds no unencrypted private key")
         try:
-            chain = Chain.from_pem(content)
+            chain = Chain.from_pem(pem.encode(errors="replace"))
             if not chain.proxies:
                 raise ProxyError(f"not a proxy but the long-lived credential of {chain.dn}: keep that where it is")
             if chain.limited:
