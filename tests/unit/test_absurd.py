@@ -25,6 +25,7 @@ from pilotbed.factory.decisions import Pilot
 from pilotbed.frontend.config import Config, Pressure, Schedd
 from pilotbed.frontend.daemon import Frontend, credential_id
 from pilotbed.frontend.decisions import Job, Slot
+from pilotbed.pool.door import classad, plain
 from pilotbed.pool.values import LARGEST, AbsurdValue, Ad, Expr, Value, number, text
 from pilotbed.protocol.ads import (
     Client,
@@ -177,6 +178,15 @@ def test_the_job_of_the_report(caplog: pytest.LogCaptureFixture) -> None:
             assert "pilotbed_frontend_jobs_left_out 1\n" in metrics
             assert "# TYPE pilotbed_frontend_turns_total counter\npilotbed_frontend_turns_total 3\n" in metrics
         assert caplog.text.count("not a number") == 1  # not in each turn
+
+
+def test_a_request_that_only_a_match_gives_a_value_is_no_absurd_one() -> None:
+    half = job(1, RequestMemory=Expr("TARGET.Memory / 2"), RequestCpus=Expr("TARGET.Cpus"))
+    pool = Pool([global_offer(), offer("alpha"), SCHEDD], [half])
+    with frontend(pool) as daemon:
+        daemon.turn()
+        assert asked(pool) == 1
+        assert state(daemon)["left_out"] == []
 
 
 def test_an_entry_that_is_odd_says_so_and_is_used() -> None:
@@ -406,6 +416,16 @@ def test_what_lies_where_the_renewal_leaves_proxies_ends_nothing(drop: object) -
         assert daemon.errors == 0
 
 
+def test_a_stored_proxy_that_is_none_is_replaced() -> None:
+    pool = Pool([credentials(pilot_proxy()), request("alpha")])
+    with factory(pool) as daemon:
+        path = daemon.config.directory / "credentials" / f"vo,pilot,vo.main,{CREDENTIAL}.pem"
+        drop_file(path)
+        daemon.turn()
+        assert path.read_text() == pilot_proxy()
+        assert queued(pool) == 2
+
+
 def test_one_proxy_that_is_none_does_not_keep_the_others_from_being_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -442,6 +462,48 @@ def test_a_defect_in_one_request_is_its_own_affair(caplog: pytest.LogCaptureFixt
     assert caplog.text.count("Traceback") == 1
 
 
+# -- both, and a view that was lost
+
+RUNNING = 40
+
+
+def frontends_word(jobs: list[Ad], turns: int) -> list[Ad]:
+    """Return what a frontend sends after so many turns in which it sees these jobs, and no slot at all."""
+    pool = Pool([global_offer(), offer("alpha"), SCHEDD], jobs)
+    with frontend(pool) as daemon:
+        for _ in range(turns):
+            pool.sent.clear()
+            daemon.turn()
+    kinds = (Kind.REQUEST.my_type, Kind.CREDENTIALS.my_type)
+    return [ad | {"AuthenticatedIdentity": FRONTEND_ID} for kind in kinds for ad in pool.told(kind).values()]
+
+
+def removed(ads: list[Ad]) -> int:
+    """Return how many of RUNNING pilots a factory that gets ``ads`` removes in ten turns."""
+    (request,) = [ad for ad in ads if ad["GlideinMyType"] == Kind.REQUEST.my_type]
+    name = str(request["Name"]).partition("_")[0]
+    alive = {"GlideinEntryName": "alpha", "JobStatus": 2, "GridJobStatus": "INLRMS:R"}
+    mine = PILOT | alive | {"GlideinCredentialIdentifier": name}
+    pool = Pool(ads, [mine | {"ProcId": number} for number in range(RUNNING)])
+    with factory(pool) as daemon:
+        for _ in range(10):
+            daemon.turn()
+    return len({job for action, jobs in pool.acted if action == "remove" for job in jobs})
+
+
+@pytest.mark.parametrize("where", [{"MachineAttrGLIDEIN_Entry_Name0": "alpha"}, {}])
+@pytest.mark.parametrize("turns", [6, 11, 30])
+def test_forty_pilots_that_are_out_of_sight_go_on(where: Ad, turns: int) -> None:
+    """A site's uplink, the collector or the frontend was down, or is: 40 jobs run, their slots are unseen."""
+    jobs = [job(number, JobStatus=2, RemoteHost=f"slot1@{number}", **where) for number in range(RUNNING)]
+    assert removed(frontends_word(jobs, turns)) == 0
+
+
+def test_pilots_for_which_nothing_waits_and_where_nothing_runs_are_let_go() -> None:
+    """The control: it is the running jobs that keep the pilots."""
+    assert removed(frontends_word([], 30)) > 0
+
+
 # -- the door
 
 
@@ -462,6 +524,15 @@ def test_what_is_no_number_is_refused_or_replaced_and_noted(value: Value) -> Non
     assert number({"X": value}, "X", 3, notes=notes) == 3
     # What only a match gives a value is not absurd.
     assert len(notes) == (0 if isinstance(value, Expr) and value.open else 1)
+
+
+def test_what_a_classad_cannot_hold_is_brought_near_to_it() -> None:
+    """Out of 64 bits the library raises SystemError; a lone surrogate crashes the process when the ad is printed."""
+    made = classad({"big": 2**70, "small": -(2**70), "text": "x\ud800", "list": Expr('{ "a" }'), "true": True})
+    assert plain(made) == {
+        "big": 2**63 - 1, "small": -(2**63), "text": "x?", "list": Expr('{ "a" }'), "true": True,
+    }  # fmt: skip
+    assert str(made)
 
 
 def test_a_message_is_one_short_line() -> None:

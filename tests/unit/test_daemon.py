@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pilotbed.daemon import Daemon, NotReady
+from pilotbed.daemon import NAMED, Daemon, NotReady
 from pilotbed.pool import PoolError
 from pilotbed.service import first_line, read_file, run_loop, write_metrics
 
@@ -130,6 +130,19 @@ def test_absurd_ads_are_counted_by_turn(tmp_path: Path) -> None:
     assert "pilotbed_worker_slots_values_replaced 2\n" in (tmp_path / "metrics.prom").read_text()
     worker.turn()
     assert worker.absurd == {}
+
+
+def test_ten_thousand_absurd_ads_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def many(worker: Worker) -> None:
+        for number in range(10_000):
+            worker.leave_out("jobs", number, "no")
+            worker.odd("slots", number, ["Cpus is 3"])
+
+    worker = Worker(tmp_path, many, many)
+    worker.turn()
+    worker.turn()
+    assert worker.absurd == {"jobs_left_out": 10_000, "slots_values_replaced": 10_000}
+    assert len(caplog.records) == 2 * NAMED
 
 
 def test_metrics_are_in_prometheus_format(tmp_path: Path) -> None:

@@ -375,6 +375,13 @@ def test_jobs_become_classes() -> None:
     ]
 
 
+def test_jobs_that_a_match_can_tell_apart_are_two_classes() -> None:
+    """To Python 1, 1.0 and true are equal."""
+    ads: list[Ad] = [{"JobStatus": 1, "DESIRED_Sites": value} for value in (1, True, 1.0, "1")]
+    found = [job for one in ads if (job := Job.from_ad(one, ("DESIRED_Sites",), []))]
+    assert len(classify(found, 0, 0)) == 4
+
+
 PILOT: Ad = {
     "Name": "slot1@p", "State": "Unclaimed", "Activity": "Idle", "GLIDEIN_Entry_Name": "alpha", "GLIDEIN_Name": "v1",
     "GLIDEIN_Factory": "factory", "PartitionableSlot": True, "TotalSlots": 1, "Cpus": 1, "Memory": 2000,

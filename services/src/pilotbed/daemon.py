@@ -24,6 +24,9 @@ _log = logging.getLogger("pilotbed.daemon")
 
 Settings = TypeVar("Settings")
 
+#: Most absurd ads of a kind that one turn names in the log.
+NAMED = 50
+
 
 class NotReady(Exception):
     """Something that a turn needs is missing; the message says what and how to get it."""
@@ -88,14 +91,19 @@ class Daemon(ABC):
 
     def leave_out(self, kind: str, name: object, why: object) -> None:
         """Count an ad or a file of somebody else's that does not count, and say why, but not in every turn."""
-        self.absurd[f"{kind}_left_out"] += 1
-        self.say(f"{kind} {name}", "left-out", **{kind: name}, why=why)
+        if self._counted(f"{kind}_left_out"):
+            self.say(f"{kind} {name}", "left-out", **{kind: name}, why=why)
 
     def odd(self, kind: str, name: object, notes: Iterable[str]) -> None:
         """The same of an ad that counts, with defaults for what is absurd in it."""
         for note in notes:
-            self.absurd[f"{kind}_values_replaced"] += 1
-            self.say(f"{kind} {name} {note.partition(' ')[0]}", "odd-value", **{kind: name}, why=note)
+            if self._counted(f"{kind}_values_replaced"):
+                self.say(f"{kind} {name} {note.partition(' ')[0]}", "odd-value", **{kind: name}, why=note)
+
+    def _counted(self, what: str) -> bool:
+        """Count what is absurd; return whether it is to be named, too: the log is not for somebody else to fill."""
+        self.absurd[what] += 1
+        return self.absurd[what] <= NAMED
 
     @contextmanager
     def apart(self, what: str) -> Iterator[None]:

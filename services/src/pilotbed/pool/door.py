@@ -48,17 +48,22 @@ def open_door(identity: Identity | None = None) -> None:
         os.environ.pop("X509_USER_PROXY", None)
 
 
+def _faults() -> tuple[type[Exception], ...]:
+    """Return what the library raises: its own exceptions, and Python's for what it cannot bring over."""
+    import htcondor2
+
+    return htcondor2.HTCondorException, ValueError, SystemError
+
+
 def _ask(question: Callable[[], Any]) -> Any:
     """Return the answer to ``question``, asked again once if it fails.
 
     A daemon that was restarted no longer knows the session of our last question; it refuses the first question after
     that ("attempt to open invalid session"), the next one makes a new session.
     """
-    import htcondor2
-
     try:
         return question()
-    except htcondor2.HTCondorException:
+    except _faults():
         return question()
 
 
@@ -122,7 +127,7 @@ class Collector:
 
         try:
             ads = _ask(lambda: self._collector.query(htcondor2.AdType.Any, constraint, list(attributes)))
-        except htcondor2.HTCondorException as error:
+        except _faults() as error:
             raise PoolError(f"collector {self.address} does not answer a query: {error}") from error
         return [plain(ad, attributes) for ad in ads]
 
@@ -151,13 +156,11 @@ class Collector:
         self._send([query], command)
 
     def _send(self, ads: list[Any], command: str) -> None:
-        import htcondor2
-
         if not ads:
             return
         try:
             _ask(lambda: self._collector.advertise(ads, command))
-        except htcondor2.HTCondorException as error:
+        except _faults() as error:
             raise PoolError(f"collector {self.address} did not take {command}: {error}") from error
 
 
@@ -180,7 +183,7 @@ class Schedd:
                 if ad is None:
                     raise PoolError(f"collector {pool} knows no schedd {name}")
                 self._schedd = htcondor2.Schedd(ad)
-        except htcondor2.HTCondorException as error:
+        except _faults() as error:
             raise PoolError(f"schedd {self.name} cannot be found: {error}") from error
 
     def query(self, constraint: str, attributes: Sequence[str]) -> list[dict[str, Value]]:
@@ -189,11 +192,10 @@ class Schedd:
         Raises:
             PoolError: the schedd does not answer, or refuses.
         """
-        import htcondor2
 
         try:
             ads = _ask(lambda: self._schedd.query(constraint, list(attributes)))
-        except htcondor2.HTCondorException as error:
+        except _faults() as error:
             raise PoolError(f"schedd {self.name} does not answer a query: {error}") from error
         return [plain(ad, attributes) for ad in ads]
 
@@ -207,7 +209,7 @@ class Schedd:
 
         try:
             return int(self._schedd.submit(htcondor2.Submit(description), count=count).cluster())
-        except (htcondor2.HTCondorException, ValueError) as error:
+        except _faults() as error:
             raise PoolError(f"schedd {self.name} refused a submission: {error}") from error
 
     def remove(self, jobs: Sequence[str], reason: str, forced: bool = False) -> None:
@@ -236,5 +238,5 @@ class Schedd:
         try:
             # A reason that is not a (reason, code) pair is dropped by htcondor2.
             self._schedd.act(getattr(htcondor2.JobAction, action), list(jobs), (reason, 0))
-        except htcondor2.HTCondorException as error:
+        except _faults() as error:
             raise PoolError(f"schedd {self.name} refused {action} of {', '.join(jobs)}: {error}") from error
