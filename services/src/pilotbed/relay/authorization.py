@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,15 +87,18 @@ class Authorization:
             ),
         )
 
-    async def recheck(self, revoked: Callable[[WatchedCertificate, str], None]) -> None:
-        """Call `revoked`, for ever, with each certificate that is no longer good, and the reason.
+    async def recheck(
+        self,
+        revoked: Callable[[WatchedCertificate, str], None],
+        apart: Callable[[object], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        """Call `revoked` with each certificate that is no longer good, and the reason; `apart` is around each.
 
         An expired revocation list says nothing about them: it refuses new agents, but does not throw out the old.
         """
-        while True:
-            await asyncio.sleep(RECHECK)
-            for watched in list(self._watched.values()):
-                await asyncio.sleep(0)
+        for watched in list(self._watched.values()):
+            await asyncio.sleep(0)
+            with apart(watched.chain.dn):
                 try:
                     self._trust.verify(watched.chain, purpose=watched.purpose)
                 except TrustError as error:

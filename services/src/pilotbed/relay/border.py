@@ -176,7 +176,7 @@ class Border(Service):
         await self._resolve()
         self.listen((self.config.address, self.config.port), self._accepted)
         await super().start()
-        self.spawn(self._keep_resolved())
+        self.spawn(self.repeat(RESOLVE, self._resolve))
         event(self.log, "started", address=self.config.address, port=self.port, targets=len(self._rules))
 
     async def stop(self) -> None:
@@ -200,13 +200,8 @@ class Border(Service):
             try:
                 found = await loop.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
                 self._names[name] = frozenset(str(entry[4][0]) for entry in found)
-            except OSError as error:
-                event(self.log, "unresolved", level=logging.WARNING, host=name, reason=error.strerror)
-
-    async def _keep_resolved(self) -> None:
-        while True:
-            await asyncio.sleep(RESOLVE)
-            await self._resolve()
+            except (OSError, UnicodeError) as error:  # UnicodeError: a label that is too long for the DNS
+                event(self.log, "unresolved", level=logging.WARNING, host=name, reason=error)
 
     def refusal(self, source: str, target: tuple[str, int], here: tuple[str, int]) -> tuple[str, str] | None:
         """Why a connection is refused (code, text for people), or None.

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import socket
 
+from pilotbed.relay import authorization
 from pilotbed.relay.authorization import Authorization, WatchedCertificate
 from pilotbed.relay.config import Config
 from pilotbed.relay.control import ControlConnection
@@ -65,8 +66,12 @@ class Registrar:
             OSError: the relay's certificate cannot be loaded.
         """
         self._context.current()
-        self._service.spawn(self._end_due_leases())
-        self._service.spawn(self._authorization.recheck(self._revoked))
+        self._service.spawn(self._service.repeat(1, self._end_due_leases))
+        self._service.spawn(
+            self._service.repeat(
+                authorization.RECHECK, lambda: self._authorization.recheck(self._revoked, self._service.apart)
+            )
+        )
 
     def stop(self) -> None:
         """Tell the agents to come back."""
@@ -176,9 +181,8 @@ class Registrar:
         self._forwarding.end(port)
 
     async def _end_due_leases(self) -> None:
-        while True:
-            await asyncio.sleep(1)
-            for port, why in self._ports.due():
+        for port, why in self._ports.due():
+            with self._service.apart(port.lease.label):
                 if port.control:
                     until = f"{dt.datetime.fromtimestamp(port.lease.expires, dt.UTC):%FT%TZ}"
                     refusal = Refusal("proxy_expired", f"the proxy, or its attributes, expired at {until}")

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -97,6 +97,21 @@ class Service(ABC):
             self._last.add(task)
         task.add_done_callback(self._done)
         return task
+
+    async def repeat(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work` for ever, `seconds` after it has ended; a fault of it is logged, and does not end that."""
+        while True:
+            await asyncio.sleep(seconds)
+            with self.apart(work):
+                await work()
+
+    @contextlib.contextmanager
+    def apart(self, what: object) -> Iterator[None]:
+        """Log a fault of what is done about one lease, one certificate ..., and go on with the others."""
+        try:
+            yield
+        except Exception:
+            self.log.exception("event=fault what=%s", what)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
