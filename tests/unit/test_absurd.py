@@ -204,7 +204,11 @@ def test_jobs_that_fit_no_pilot_are_in_the_status() -> None:
         assert asked(pool) == 0
         assert state(daemon)["left_out"] == [
             {"jobs": 2, "example": "5.0 (bob)", "why": "larger than any pilot at alpha: RequestMemory 9000 > 2000 MB"},
-            {"jobs": 1, "example": "7.0 (alice)", "why": 'match no entry: DESIRED_Sites = { "gamma" }'},
+            {
+                "jobs": 1,
+                "example": "7.0 (alice)",
+                "why": 'match no entry: DESIRED_Sites = { "gamma" }, RequestCpus = 1',
+            },
         ]
         (entry,) = state(daemon)["entries"].values()
         assert entry["why"] == "no idle job matches; 2 larger than a pilot: RequestMemory 9000 > 2000 MB"

@@ -118,7 +118,7 @@ class Config:
     proxy: Path
     vo: str = ""
     jobs: str = DEFAULT_JOBS
-    job_attributes: tuple[str, ...] = ("DESIRED_Sites",)
+    job_attributes: tuple[str, ...] = ("DESIRED_Sites", "RequestCpus")
     match: str = DEFAULT_MATCH
     entries: str = "true"
     parameters: Mapping[str, str] = field(default_factory=dict)
