@@ -189,11 +189,15 @@ def test_a_request_that_only_a_match_gives_a_value_is_no_absurd_one() -> None:
         assert state(daemon)["left_out"] == []
 
 
-def test_an_entry_that_is_odd_says_so_and_is_used() -> None:
+def test_an_entry_that_is_odd_says_so_and_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     pool = Pool([global_offer(), offer("alpha") | {"GLIDEIN_CPUS": "auto", "GLIDEIN_MaxMemMBs": -5}, SCHEDD], [WAITING])
     with frontend(pool) as daemon:
         daemon.turn()
+        daemon.turn()
         assert asked(pool) == 1
+        assert state(daemon)["absurd"] == {"offers_values_replaced": 1}  # "auto" is a word of glideinWMS
+    assert caplog.text.count("GLIDEIN_MaxMemMBs is -5, below 0") == 1
 
 
 def test_jobs_that_fit_no_pilot_are_in_the_status() -> None:

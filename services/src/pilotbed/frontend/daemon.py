@@ -23,7 +23,7 @@ from pilotbed.service import event, first_line, read_file
 
 from . import config as settings
 from .config import Config
-from .decisions import Decision, History, Job, LeftOut, Slot, View, classify, decide, merged, name_of, whereabouts
+from .decisions import Decision, History, Job, LeftOut, Size, Slot, View, classify, decide, merged, name_of, whereabouts
 
 _log = logging.getLogger("pilotbed.frontend")
 
@@ -148,7 +148,10 @@ class Frontend(Daemon):
                         self.session(found)
                         keys[str(found.name)] = found
                     else:
-                        offers.append(Offer.from_ad(ad))
+                        one, notes = Offer.from_ad(ad), list[str]()
+                        Size.of_pilots(one.attributes, None, notes)
+                        self.odd("offers", name, notes)
+                        offers.append(one)
                 except ProtocolError as error:
                     self.leave_out("offers", name, error)
         return sorted(offers, key=lambda offer: offer.full_name), keys

@@ -28,7 +28,8 @@ _LARGE = 2**53
 #: What a pilot has of each core at most, where neither its entry nor a pilot that was there says it: MB.
 ASSUMED_MEMORY = 1 << 16
 ASSUMED_DISK = 1 << 20
-#: Cores of a pilot that takes the whole node ("auto"), before one was there.
+#: GLIDEIN_CPUS that leave it to the node (glideinWMS), and the cores of such a pilot before one was there.
+WHOLE_NODE = ("auto", "node", "slot")
 ASSUMED_CORES = 1024
 
 
@@ -66,13 +67,16 @@ class Size:
         )
 
     @classmethod
-    def of_pilots(cls, attributes: Ad, seen: Size | None) -> Size:
-        """Return what the pilots of an entry have at most: as it says, else as they were ``seen``, else a guess."""
-        notes: list[str] = []
+    def of_pilots(cls, attributes: Ad, seen: Size | None, notes: list[str]) -> Size:
+        """Return what the pilots of an entry have at most: as it says, else as they were ``seen``, else a guess.
+
+        ``notes`` takes what is odd in the entry's ``attributes``.
+        """
         seen = seen or cls(0)
-        # "auto", "node" and "slot" leave it to the node (glideinWMS).
-        estimate = number(attributes, "GLIDEIN_ESTIMATED_CPUS", 0, notes=notes) or seen.cpus or ASSUMED_CORES
-        cpus = max(number(attributes, "GLIDEIN_CPUS", 1), 1) if _counts(attributes, "GLIDEIN_CPUS") else estimate
+        if str(attributes.get("GLIDEIN_CPUS", "")).lower() in WHOLE_NODE:
+            cpus = number(attributes, "GLIDEIN_ESTIMATED_CPUS", 0, notes=notes) or seen.cpus or ASSUMED_CORES
+        else:
+            cpus = max(number(attributes, "GLIDEIN_CPUS", 1, notes=notes), 1)
         # glideinWMS: "GPUs,2,type=main;..."
         resources = text(attributes, "GLIDEIN_Resource_Slots", "", notes=notes).split(";")
         gpus = [words[1] for one in resources if (words := one.split(","))[0].strip().lower() == "gpus" and words[1:]]
@@ -80,10 +84,11 @@ class Size:
             cpus=cpus,
             memory=number(attributes, "GLIDEIN_MaxMemMBs", 0, notes=notes) or seen.memory or cpus * ASSUMED_MEMORY,
             disk=number(attributes, "GLIDEIN_MaxDiskMBs", 0, notes=notes) or seen.disk or cpus * ASSUMED_DISK,
-            gpus=number({"GPUs": gpus[0]} if gpus else {}, "GPUs", seen.gpus, notes=notes),
-        )
+            gpus=number({"GLIDEIN_Resource_Slots": gpus[0]} if gpus else {}, "GLIDEIN_Resource_Slots", seen.gpus,
+                        notes=notes),
+        )  # fmt: skip
 
-    def with_(self, other: Size) -> Size:
+    def or_larger(self, other: Size) -> Size:
         """Return the larger one in everything."""
         return Size(*(max(pair) for pair in zip(self.parts(), other.parts(), strict=True)))
 
@@ -96,13 +101,6 @@ class Size:
     def parts(self) -> tuple[int, int, int, int]:
         """Return them all."""
         return self.cpus, self.memory, self.disk, self.gpus
-
-
-def _counts(attributes: Ad, name: str) -> bool:
-    """Return whether the attribute is a number, or its default is."""
-    notes: list[str] = []
-    number(attributes, name, 1, notes=notes)
-    return not notes
 
 
 @dataclass(frozen=True)
@@ -295,7 +293,7 @@ class History:
             return replace(self, size=None if lost else self.size, size_age=self.size_age + 1)
         size = self.size or Size(0)
         for one in sizes:
-            size = size.with_(one)
+            size = size.or_larger(one)
         return replace(self, size=size, size_age=0)
 
     def removal(self, pressure: Pressure, running: int, blind: bool) -> Removal:
@@ -481,7 +479,7 @@ def decide(
         name = offer.full_name
         with guard(f"entry {name}"):
             history = view.history.get(name, History()).with_sizes(seen.get(name, ()), pressure.remember_size)
-            histories[name], sizes[name] = history, Size.of_pilots(offer.attributes, history.size)
+            histories[name], sizes[name] = history, Size.of_pilots(offer.attributes, history.size, [])
             offers.append(offer)
     shares, left_out = split(view.classes, offers, match, sizes, guard)
     decisions = []
