@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -373,7 +374,29 @@ def test_the_submit_description_is_complete() -> None:
     assert lines["arc_resources"] == "<QueueName>grid</QueueName>"
     assert lines["x509userproxy"] == "/c/proxy.pem"
     assert lines["MY.GlideinFrontendName"] == '"vo:pilot"'
-    assert "time() - QDate > 3600" in lines["periodic_remove"]
+
+
+@pytest.mark.parametrize(
+    ("status", "queued", "since", "removed"),
+    [
+        (1, 3700, 3700, True),  # it never started
+        (1, 3500, 3500, False),
+        (1, 7200, 60, False),  # it ran, was held while its CE could not be reached, and has been released
+        (2, 90000, 86400 + 12 * 3600 - 60, False),
+        (2, 200000, 86400 + 12 * 3600 + 60, True),
+        (5, 90000, 90000, False),
+    ],
+)
+def test_a_pilot_is_removed_by_its_schedd_after_its_time(status: int, queued: int, since: int, removed: bool) -> None:
+    import classad2
+
+    submission = Submission(FACTORY, "factory.grid.test", Path("/usr/lib/start.sh"), "std")
+    one = Trusted(request(), CREDENTIAL, {})
+    text = submission.description(ALPHA, one, [], Path("/c/proxy.pem"), Path("/log"))
+    (rule,) = [line.split(" = ", 1)[1] for line in text.splitlines() if line.startswith("periodic_remove")]
+    now = int(time.time())
+    job = classad2.ClassAd({"JobStatus": status, "QDate": now - queued, "EnteredCurrentStatus": now - since})
+    assert classad2.ExprTree(rule).eval(job) is removed
 
 
 # -- the configuration file

@@ -86,7 +86,9 @@ class Submission:
         longest = entry.max_walltime + GRACE
         too_long = f"(JobStatus == 2 && time() - EnteredCurrentStatus > {longest})"
         if request.idle_lifetime:
-            too_long += f" || (JobStatus == 1 && time() - QDate > {request.idle_lifetime})"
+            # Not since it was queued (QDate): a pilot that ran for hours, was held while its CE could not be reached,
+            # and is released, is idle until the CE is asked for it. It may well run.
+            too_long += f" || (JobStatus == 1 && time() - EnteredCurrentStatus > {request.idle_lifetime})"
         lines = {
             "universe": "grid",
             "grid_resource": f"{entry.gridtype} {entry.gatekeeper}",
