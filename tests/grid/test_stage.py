@@ -8,7 +8,7 @@ PACK = """
 import io, json, sys, tarfile
 sys.path.insert(0, "/usr/lib/pilotbed")
 from pilotbed.glidein import stage
-first, second = stage.host_condor(), stage.host_condor()
+first, second = builder.host_condor(), builder.host_condor()
 with tarfile.open(fileobj=io.BytesIO(first)) as archive:
     members = [[m.name, m.mode, m.uid, m.mtime] for m in archive.getmembers()]
 print(json.dumps({"same": first == second, "size": len(first), "members": members}))

@@ -19,11 +19,11 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from pilotbed.glidein import stage
+from pilotbed.glidein import builder
 from pilotbed.glidein.arguments import pilot_arguments
-from pilotbed.glidein.stage import Area, Attribute, Staged, attribute_files, render, script
+from pilotbed.glidein.builder import Area, Attribute, Staged, attribute_files, render, script
 
-STARTUP = Path(stage.__file__).parent / "glidein_startup.sh"
+STARTUP = Path(builder.__file__).parent / "glidein_startup.sh"
 
 #: Notes its name, its area and who waits at its stdin.
 NOTE = """#!/bin/bash
@@ -137,7 +137,7 @@ def note(name: str, list_: str = "file_list", **more: Any) -> Staged:
 
 def last(text: str = NOTE) -> dict[str, Any]:
     file = Staged("last.sh", text.encode())
-    return {"loose": (file,), "extra": {"last_script": stage.stamped(file.name, file.content)}}
+    return {"loose": (file,), "extra": {"last_script": builder.stamped(file.name, file.content)}}
 
 
 @pytest.fixture

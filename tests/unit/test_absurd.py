@@ -40,7 +40,7 @@ from pilotbed.protocol.ads import (
     Sealed,
 )
 from pilotbed.protocol.crypto import FactoryKey, SessionKey
-from pilotbed.protocol.stage import Signed
+from pilotbed.protocol.manifest import Signed
 from pilotbed.x509.chain import make_proxy
 from poolbed import ABSURD, Pool, manifest, spoilt, state
 
@@ -324,7 +324,7 @@ def factory(pool: Pool) -> Iterator[Factory]:
         for name in ("credentials", "downtime", "renewed"):
             (directory / name).mkdir()
         manifest(directory / "manifest.json", entries=["alpha", "beta"])
-        entry = Entry("https://ce.test:443/arex/rest/1.0", "grid", limits=Limits(max_idle=1000))
+        entry = Entry("arc", "https://ce.test:443/arex/rest/1.0", "grid", limits=Limits(max_idle=1000))
         yield Factory(
             FactoryConfig("factory", "v1", "collector", {"vo": Client_(FRONTEND_ID, ("pilot",))},
                           {"alpha": entry, "beta": entry}, Stage("http://factory.test/stage"), directory=directory,

@@ -26,9 +26,11 @@ GLIDEIN_Entry_Start = {expr = "RequestMemory < 2000"}
 identity = "frontend@grid.test"
 classes = ["pilot"]
 [entries.plain]
+gridtype = "arc"
 gatekeeper = "https://ce:443/arex/rest/1.0"
 queue = "grid"
 [entries.relayed]
+gridtype = "arc"
 gatekeeper = "https://ce:443/arex/rest/1.0"
 queue = "grid"
 traversal = "relay,ccb_tunnel"
@@ -84,7 +86,7 @@ def test_ad_and_pilots_never_differ(tmp_path: Path) -> None:
     [({}, {}, 3600), ({"GLIDEIN_Job_Max_Time": 60}, {}, None), ({}, {"GLIDEIN_Job_Max_Time": 90}, 90)],
 )
 def test_the_longest_job_is_a_default_only(common: dict[str, Any], own: dict[str, int], told: int | None) -> None:
-    entry = Entry("https://ce:443/arex/rest/1.0", "grid", max_walltime=7200, attributes=own)
+    entry = Entry("arc", "https://ce:443/arex/rest/1.0", "grid", max_walltime=7200, attributes=own)
     assert entry.staged(common).get("GLIDEIN_Job_Max_Time") == told
 
 

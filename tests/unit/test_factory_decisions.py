@@ -12,13 +12,14 @@ import pki
 import pytest
 from pilotbed.factory.config import Config, Entry, Frontend, Limits
 from pilotbed.factory.credentials import Store, better
-from pilotbed.factory.decisions import Care, Patience, Pilot, State, manage, state_of, tend
+from pilotbed.factory.decisions import Care, Patience, Pilot, manage, state_of, tend
+from pilotbed.factory.states import State
 from pilotbed.factory.submission import Submission
 from pilotbed.factory.trust import CredentialName, Refusal, Rules, Trusted, check_credentials, check_request
 from pilotbed.pool.values import Ad
 from pilotbed.protocol.ads import Client, ClientStage, Credentials, FactoryName, Removal, Request, Sealed
 from pilotbed.protocol.crypto import FactoryKey, SessionKey
-from pilotbed.protocol.stage import Signed, Stage
+from pilotbed.protocol.manifest import Signed, Stage
 from pilotbed.proxy import Proxy, ProxyError
 from pilotbed.settings import SettingsError, load
 from pilotbed.x509.chain import make_proxy
@@ -28,7 +29,7 @@ CLIENT = Client("vo", "main")
 CREDENTIAL = CredentialName("vo", "pilot", "vo.main", "K6X3URBI")
 SIGNED = Signed("description.cfg", "ab" * 32)
 STAGE = ClientStage("http://frontend.test/stage", "sha256", SIGNED, SIGNED, "http://frontend.test/stage/group_main")
-ALPHA = Entry(gatekeeper="https://ce.test:443/arex/rest/1.0", queue="grid", parameters={"SITE_KNOB": "1"})
+ALPHA = Entry("arc", "https://ce.test:443/arex/rest/1.0", "grid", parameters={"SITE_KNOB": "1"})
 ME = "frontend@grid.test"
 GRID_PROXY = {"SecurityName": "vo", "SecurityClass": "pilot", "SubmitProxy": "K6X3URBI"}
 KEY = FactoryKey.generate()
@@ -309,8 +310,10 @@ def test_excess_goes_as_far_as_the_request_allows(
         (1, "INLRMS:Q", "arc https://ce/rest - 0a1b", State.PENDING),
         (1, "RUNNING", "arc https://ce/rest - 0a1b", State.RUNNING),
         (1, "OTHER", "arc https://ce/rest - 0a1b", State.OTHER),
-        (2, "RUNNING", "x", State.RUNNING),
-        (2, "FINISHED", "x", State.STAGE_OUT),
+        (2, "RUNNING", "arc https://ce/rest - 0a1b", State.RUNNING),
+        (2, "FINISHED", "arc https://ce/rest - 0a1b", State.STAGE_OUT),
+        (1, "RUNNING", "nosuch https://ce/rest - 0a1b", State.OTHER),
+        (2, "FINISHED", "nosuch https://ce/rest - 0a1b", State.RUNNING),
         (6, "", "x", State.STAGE_OUT),
         (5, "RUNNING", "x", State.HELD),
         (3, "", "", None),
@@ -411,6 +414,7 @@ web = "http://factory.grid.test/stage"
 identity = "frontend@grid.test"
 classes = ["pilot"]
 [entries.alpha]
+gridtype = "arc"
 gatekeeper = "https://ce:443/arex/rest/1.0"
 queue = "grid"
 [entries.alpha.limits]
@@ -437,7 +441,8 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
         ('queue = "grid"', 'queue = "grid"\ntraversal = "tunnel"', "traversal"),
         ('queue = "grid"', 'queue = "grid"\ntraversal = "ccb,relay"', "relays"),
         ('queue = "grid"', 'queue = "grid"\ntraversal = "ccb,tunnel"', "traversal"),
-        ('queue = "grid"', 'queue = "grid"\ngridtype = "cream"', "gridtype"),
+        ('gridtype = "arc"', 'gridtype = "cream"', "gridtype 'cream' has no module"),
+        ('gridtype = "arc"', 'gridtype = "../arc"', "gridtype"),
         ('queue = "grid"', 'queue = "grid"\nallow_frontends = ["vx"]', "vx is not under frontends"),
         ("https://ce:443/arex/rest/1.0", "ce", "gatekeeper"),
         ("[entries.alpha]", '[entries."al pha"]', "entries"),

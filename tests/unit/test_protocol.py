@@ -25,7 +25,7 @@ from pilotbed.protocol.ads import (
     check_name,
 )
 from pilotbed.protocol.crypto import FactoryKey, SessionKey, key_id
-from pilotbed.protocol.stage import Signed, parse_manifest
+from pilotbed.protocol.manifest import Signed, parse_manifest
 
 # Primes of a throw-away key that guards nothing (openssl genrsa 2048).
 P = int(

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pilotbed.glidein import stage
+from pilotbed.glidein import builder
 from pilotbed.glidein.arguments import CODES, encode, pilot_arguments
-from pilotbed.glidein.stage import Attribute, Staged, StageError, Tree, main, publish, render, stamped
+from pilotbed.glidein.builder import Attribute, Staged, StageError, Tree, main, publish, render, stamped
 
-STARTUP = Path(stage.__file__).parent / "glidein_startup.sh"
+STARTUP = Path(builder.__file__).parent / "glidein_startup.sh"
 POOL = {
     "domain": "grid.test",
     "central": {"central": "/DC=test/CN=central.grid.test"},
@@ -64,7 +64,7 @@ def test_the_argument_sign_is_the_digest_of_the_signature_file() -> None:
 
 
 def test_every_file_of_an_area_is_signed() -> None:
-    for area in stage.build(frontend()).areas.values():
+    for area in builder.build(frontend()).areas.values():
         (signature,) = [name for name in area.files if name.startswith("signature.")]
         lines = area.files[signature].decode().splitlines()
         signed = {name: digest for digest, name in (line.split("  ") for line in lines)}
@@ -74,7 +74,7 @@ def test_every_file_of_an_area_is_signed() -> None:
 
 
 def test_sha256sum_agrees_with_the_signature_file(tmp_path: Path) -> None:
-    publish(stage.build(frontend()), tmp_path, 0, 0)
+    publish(builder.build(frontend()), tmp_path, 0, 0)
     (signature,) = tmp_path.glob("signature.*")
     subprocess.run(["sha256sum", "--check", "--strict", signature.name], cwd=tmp_path, check=True, capture_output=True)
 
@@ -92,7 +92,7 @@ def test_a_change_of_order_changes_the_names() -> None:
 
 def test_attributes_keep_their_types() -> None:
     values = {"S": "x y", "I": 7, "B": True, "E": {"expr": "A > 1"}}
-    files = stage.attribute_files({name: Attribute.of(name, value) for name, value in values.items()}, known={"I"})
+    files = builder.attribute_files({name: Attribute.of(name, value) for name, value in values.items()}, known={"I"})
     content = {file.name: file.content.decode() for file in files}
     assert content["constants.cfg"] == "B\tTrue\nE\tA > 1\nI\t7\nS\tx y\n"
     types = {line.split("\t")[0]: line.split("\t")[1] for line in content["condor_vars.lst"].splitlines()}
@@ -100,7 +100,7 @@ def test_attributes_keep_their_types() -> None:
 
 
 def test_pool_files_say_who_may_do_what() -> None:
-    files = {file.name: file.content.decode() for file in stage.pool_files(POOL, "file_list")}
+    files = {file.name: file.content.decode() for file in builder.pool_files(POOL, "file_list")}
     assert 'SSL "/DC=test/CN=submit.grid.test" submit\n' in files["pool.mapfile"]
     config = dict(line.split(" = ") for line in files["50-pool.conf"].splitlines())
     assert config["ALLOW_NEGOTIATOR"] == "central@grid.test"
@@ -112,7 +112,7 @@ def test_pool_files_say_who_may_do_what() -> None:
 
 def test_pool_files_hold_dns_as_htcondor_reads_them() -> None:
     odd = POOL | {"pilots": {"pilot": '/DC=test/CN=Robot\\/the "pilot"'}}
-    files = {file.name: file.content.decode() for file in stage.pool_files(odd, "file_list")}
+    files = {file.name: file.content.decode() for file in builder.pool_files(odd, "file_list")}
     assert r"SSL /^\x2FDC=test\x2FCN=Robot\x5C\x2Fthe \x22pilot\x22$/ pilot" in files["pool.mapfile"].splitlines()
 
 
@@ -121,8 +121,8 @@ def test_pool_files_hold_dns_as_htcondor_reads_them() -> None:
     ("CN=pilot,DC=test", "say /DC=test/CN=pilot"),
 ])  # fmt: skip
 def test_a_dn_that_nobody_can_have_is_refused(dn: str, words: str) -> None:
-    with pytest.raises(stage.StageError, match=re.escape(words)):
-        stage.pool_files(POOL | {"pilots": {"pilot": dn}}, "file_list")
+    with pytest.raises(builder.StageError, match=re.escape(words)):
+        builder.pool_files(POOL | {"pilots": {"pilot": dn}}, "file_list")
 
 
 # --- refusals ---
@@ -153,23 +153,23 @@ def test_a_dn_that_nobody_can_have_is_refused(dn: str, words: str) -> None:
 )
 def test_a_wrong_configuration_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     with pytest.raises(StageError, match=message):
-        stage.build(frontend(**change))
+        builder.build(frontend(**change))
 
 
 # --- the directory ---
 
 
 def test_a_second_run_rewrites_nothing(tmp_path: Path) -> None:
-    new, removed = publish(stage.build(frontend()), tmp_path, 100, 0)
+    new, removed = publish(builder.build(frontend()), tmp_path, 100, 0)
     assert new > 5
     assert removed == 0
     before = snapshot(tmp_path)
-    assert publish(stage.build(frontend()), tmp_path, 100, 50) == (0, 0)
+    assert publish(builder.build(frontend()), tmp_path, 100, 50) == (0, 0)
     assert snapshot(tmp_path) == before
 
 
 def test_the_manifest_names_what_is_there(tmp_path: Path) -> None:
-    publish(stage.build(frontend()), tmp_path, 100, 0)
+    publish(builder.build(frontend()), tmp_path, 100, 0)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert set(manifest) == {"web", "signtype", "main", "groups"}
     assert manifest["signtype"] == "sha256"
@@ -182,7 +182,7 @@ def test_the_manifest_names_what_is_there(tmp_path: Path) -> None:
 def test_files_are_readable_by_the_web_server_and_writable_by_nobody_else(tmp_path: Path) -> None:
     mask = os.umask(0o077)
     try:
-        publish(stage.build(frontend()), tmp_path, 100, 0)
+        publish(builder.build(frontend()), tmp_path, 100, 0)
     finally:
         os.umask(mask)
     modes = {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith(".")}
@@ -190,45 +190,45 @@ def test_files_are_readable_by_the_web_server_and_writable_by_nobody_else(tmp_pa
 
 
 def test_a_tampered_file_is_mended(tmp_path: Path) -> None:
-    publish(stage.build(frontend()), tmp_path, 100, 0)
+    publish(builder.build(frontend()), tmp_path, 100, 0)
     victim = next(tmp_path.glob("constants.*"))
     good = victim.read_bytes()
     victim.write_bytes(good + b"x")
-    assert publish(stage.build(frontend()), tmp_path, 100, 0) == (1, 0)
+    assert publish(builder.build(frontend()), tmp_path, 100, 0) == (1, 0)
     assert victim.read_bytes() == good
 
 
 def test_old_files_stay_for_queued_pilots_and_then_go(tmp_path: Path) -> None:
-    publish(stage.build(frontend()), tmp_path, 100, 0)
+    publish(builder.build(frontend()), tmp_path, 100, 0)
     old = {name for name in snapshot(tmp_path) if not name.startswith(".")}
     changed = frontend(attrs={"GLIDEIN_Max_Tail": 30})
-    publish(stage.build(changed), tmp_path, 100, 1000)  # long after the files were made: age counts from here
+    publish(builder.build(changed), tmp_path, 100, 1000)  # long after the files were made: age counts from here
     assert old <= set(snapshot(tmp_path))
-    publish(stage.build(changed), tmp_path, 100, 1099)
+    publish(builder.build(changed), tmp_path, 100, 1099)
     assert old <= set(snapshot(tmp_path))
-    new, removed = publish(stage.build(changed), tmp_path, 100, 1100)
+    new, removed = publish(builder.build(changed), tmp_path, 100, 1100)
     assert new == 0
     assert removed > 0
     kept = set(snapshot(tmp_path)) - {"manifest.json", ".retired.json"}
-    tree = stage.build(changed)
+    tree = builder.build(changed)
     assert kept == {str(Path(directory, name)) for directory, area in tree.areas.items() for name in area.files}
 
 
 def test_a_file_that_is_named_again_is_not_retired(tmp_path: Path) -> None:
     first, second = frontend(), frontend(attrs={"GLIDEIN_Max_Tail": 30})
-    publish(stage.build(first), tmp_path, 100, 0)
-    publish(stage.build(second), tmp_path, 100, 10)
-    publish(stage.build(first), tmp_path, 100, 20)
-    assert publish(stage.build(first), tmp_path, 100, 120)[1] > 0  # the second's files
-    assert set(stage.build(first).areas[""].files) <= set(snapshot(tmp_path))
+    publish(builder.build(first), tmp_path, 100, 0)
+    publish(builder.build(second), tmp_path, 100, 10)
+    publish(builder.build(first), tmp_path, 100, 20)
+    assert publish(builder.build(first), tmp_path, 100, 120)[1] > 0  # the second's files
+    assert set(builder.build(first).areas[""].files) <= set(snapshot(tmp_path))
 
 
 def test_the_area_of_a_group_that_is_gone_goes_with_its_last_file(tmp_path: Path) -> None:
     two = frontend(groups={"main": {}, "extra": {}})
-    publish(stage.build(two), tmp_path, 10, 0)
-    publish(stage.build(frontend()), tmp_path, 10, 1)
+    publish(builder.build(two), tmp_path, 10, 0)
+    publish(builder.build(frontend()), tmp_path, 10, 1)
     assert (tmp_path / "group_extra").is_dir()
-    publish(stage.build(frontend()), tmp_path, 10, 11)
+    publish(builder.build(frontend()), tmp_path, 10, 11)
     assert not (tmp_path / "group_extra").exists()
 
 
@@ -256,7 +256,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_without_condor_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r'install.*condor = "none"'):
-        stage.host_condor(tmp_path)
+        builder.host_condor(tmp_path)
 
 
 def test_publish_of_an_empty_tree_is_possible(tmp_path: Path) -> None:

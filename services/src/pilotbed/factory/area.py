@@ -1,7 +1,7 @@
 """pilotbed-factory-stage: builds the stage area of the factory's pilots from factory.toml, as the daemon reads it.
 
-The builder is pilotbed.glidein.stage, which knows of areas and files but not of entries: what an entry is, with all its
-defaults, is said once, in ``config``.
+The builder is pilotbed.glidein.builder, which knows of areas and files but not of entries: what an entry is, with all
+its defaults, is said once, in ``config``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pilotbed.glidein.stage import command
+from pilotbed.glidein.builder import command
 from pilotbed.settings import SettingsError, load
 
 from .config import Config
 
 
 def description(config: Config) -> dict[str, Any]:
-    """Return what ``pilotbed.glidein.stage.build`` needs to know."""
+    """Return what ``pilotbed.glidein.builder.build`` needs to know."""
     stage = config.stage
     return {
         "kind": "factory",

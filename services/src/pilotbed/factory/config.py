@@ -12,11 +12,11 @@ from pilotbed.pool.values import Value
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import FactoryName, check_name
 
+from . import gridtypes
+
 _ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"https?://[A-Za-z0-9.:/_-]+")
 
-#: Grid types that the submit description knows how to write.
-GRID_TYPES = ("arc",)
 TRAVERSALS = ("direct", "ccb", "ccb_streaming", "ccb_tunnel", "relay")
 
 
@@ -63,8 +63,8 @@ class Entry:
     """One way into one site.
 
     Args:
-        gatekeeper: the CE's address; for ARC the REST interface, with its version.
-        gridtype: one of GRID_TYPES.
+        gridtype: a module of gridtypes.
+        gatekeeper: the CE's address, of the form that its grid type has.
         queue: the batch queue behind it.
         proxy: URL of the site's Squid; empty for none.
         traversal: how the pool reaches pilots there: `TRAVERSALS`, joined by commas, the best one first; a pilot takes
@@ -82,9 +82,9 @@ class Entry:
         files: further files for the pilots there, as in `Stage`.
     """
 
+    gridtype: str
     gatekeeper: str
     queue: str
-    gridtype: str = "arc"
     proxy: str = ""
     traversal: str = "direct"
     relays: tuple[str, ...] = ()
@@ -99,10 +99,9 @@ class Entry:
     files: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.gridtype not in GRID_TYPES:
-            raise ValueError(f"gridtype {self.gridtype!r} must be one of {', '.join(GRID_TYPES)}")
-        if not _URL.fullmatch(self.gatekeeper):
-            raise ValueError(f"gatekeeper {self.gatekeeper!r} must be a URL, such as https://ce:443/arex/rest/1.0")
+        kind = gridtypes.load(self.gridtype)
+        if not kind.gatekeeper.fullmatch(self.gatekeeper):
+            raise ValueError(f"gatekeeper {self.gatekeeper!r} must be of the form {kind.example}")
         if self.proxy and not _URL.fullmatch(self.proxy):
             raise ValueError(f"proxy {self.proxy!r} must be a URL, such as http://squid:3128")
         ways = self.traversal.split(",")
@@ -158,7 +157,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Stage:
-    """What pilots fetch from this factory; pilotbed.glidein.stage says more of attributes and files.
+    """What pilots fetch from this factory; pilotbed.glidein.builder says more of attributes and files.
 
     Args:
         web: URL of the directory that holds the manifest.

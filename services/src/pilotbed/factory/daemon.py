@@ -16,13 +16,14 @@ from pilotbed.pool.values import Value
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, answer_ad
 from pilotbed.protocol.crypto import FactoryKey
-from pilotbed.protocol.stage import Stage, parse_manifest
+from pilotbed.protocol.manifest import Stage, parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
 from pilotbed.service import event, first_line, read_file
 
 from .config import PARAMETERS, Config, Entry
 from .credentials import Store
-from .decisions import Decision, Patience, Pilot, State, manage, tend
+from .decisions import Decision, Patience, Pilot, manage, tend
+from .states import State
 from .submission import Submission
 from .trust import CredentialName, Refusal, Rules, Trusted, check_credentials, check_request
 

@@ -10,42 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import Enum
 
 from pilotbed.pool.values import Ad, Value, number, text
 from pilotbed.protocol.ads import Removal
 
+from . import gridtypes
 from .config import Entry
+from .states import State
 from .trust import CredentialName, Trusted
 
 #: Keeps what goes wrong with one request from the others.
 Guard = Callable[[str], AbstractContextManager[None]]
 
 
-class State(Enum):
-    """Where a pilot is, with the number that glideinWMS gives it."""
-
-    UNSUBMITTED = 1001
-    PENDING = 1002
-    STAGE_IN = 1010
-    OTHER = 1100
-    RUNNING = 2
-    STAGE_OUT = 4010
-    HELD = 5
-
-    @property
-    def idle(self) -> bool:
-        """Whether it waits before or at the CE."""
-        return self in (State.UNSUBMITTED, State.PENDING, State.STAGE_IN, State.OTHER)
-
-
-#: GridJobStatus of an ARC CE (REST interface and INLRMS words) while HTCondor calls the job idle.
-_WAITING = {
-    **dict.fromkeys(("ACCEPTING", "ACCEPTED", "PREPARING", "PREPARED", "SUBMITTING"), State.STAGE_IN),
-    **dict.fromkeys(("QUEUING", "INLRMS:Q"), State.PENDING),
-    **dict.fromkeys(("RUNNING", "INLRMS:R", "EXITING"), State.RUNNING),
-    **dict.fromkeys(("FINISHING", "FINISHED"), State.STAGE_OUT),
-}
 _IDLE, _RUNNING, _TRANSFERRING, _HELD = 1, 2, 6, 5
 #: Later than any time (seconds, Unix).
 _NEVER = 2**53
@@ -55,15 +32,16 @@ def state_of(status: int, grid_status: str, grid_id: str) -> State | None:
     """Return a pilot's state from JobStatus, GridJobStatus and GridJobId; None for one that has ended."""
     if status == _HELD:
         return State.HELD
+    said = gridtypes.states_of(grid_id).get(grid_status)
     if status in (_RUNNING, _TRANSFERRING):
-        ending = status == _TRANSFERRING or _WAITING.get(grid_status) is State.STAGE_OUT
+        ending = status == _TRANSFERRING or said is State.STAGE_OUT
         return State.STAGE_OUT if ending else State.RUNNING
     if status != _IDLE:
         return None
-    # A GridJobId has a fourth word, the CE's own name of the job, once the CE has taken it: "arc URL - NAME".
+    # A GridJobId has further words, the CE's own name of the job, once the CE has taken it: "arc URL - NAME".
     if not grid_status and len(grid_id.split()) < 3:
         return State.UNSUBMITTED
-    return _WAITING.get(grid_status, State.OTHER)
+    return said or State.OTHER
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from pilotbed.glidein.arguments import pilot_arguments
 from pilotbed.pool.text import quote
 from pilotbed.protocol.ads import FactoryName
-from pilotbed.protocol.stage import Stage
+from pilotbed.protocol.manifest import Stage
 
+from . import gridtypes
 from .config import Entry
 from .trust import Trusted
 
@@ -91,8 +92,7 @@ class Submission:
             too_long += f" || (JobStatus == 1 && time() - EnteredCurrentStatus > {request.idle_lifetime})"
         lines = {
             "universe": "grid",
-            "grid_resource": f"{entry.gridtype} {entry.gatekeeper}",
-            "arc_resources": f"<QueueName>{entry.queue}</QueueName>",
+            **gridtypes.load(entry.gridtype).description(entry.gatekeeper, entry.queue),
             "executable": self.executable,
             "arguments": '"' + " ".join(words) + '"',
             "x509userproxy": credential,

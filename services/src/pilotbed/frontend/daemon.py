@@ -17,7 +17,7 @@ from pilotbed.pool.values import Value, number
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import ClientStage, Credentials, GlobalOffer, Kind, Offer, Request, Sealed, resource_ad
 from pilotbed.protocol.crypto import SessionKey
-from pilotbed.protocol.stage import parse_manifest
+from pilotbed.protocol.manifest import parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
 from pilotbed.service import event, first_line, read_file
 

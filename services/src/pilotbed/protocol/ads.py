@@ -18,7 +18,7 @@ from pilotbed.pool.values import text as read_text
 
 from . import ProtocolError
 from .crypto import FactoryKey, SessionKey
-from .stage import Signed
+from .manifest import Signed
 
 VERSION = "pilotbed 0.1 (glideinWMS 3.10 protocol)"
 

@@ -65,7 +65,7 @@ from pilotbed import dn
 from pilotbed.relay.zipapp import agent_zipapp
 
 #: The scripts that this package brings for the worker.
-SCRIPTS = Path(__file__).parent / "stage"
+SCRIPTS = Path(__file__).parent / "files"
 SIGNTYPE = "sha256"
 DAY = 86400
 
