@@ -593,7 +593,7 @@ def payload_outlives_its_caller_whose_pid_is_used_again(pilot):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attack_fails(name, pilot):
+def test_an_attack_fails_and_its_control_succeeds(name, pilot):
     assert not ATTACKS[name][0](pilot)
 
 

@@ -234,7 +234,7 @@ def test_without_a_list_nobody_gets_in(path, pilot):
         ({"ban_vo": "--lift"}, 2, "is no VO"),
     ],
 )
-def test_playbook(given, code, words, bed):
+def test_the_playbook_bans_lifts_and_refuses(given, code, words, bed):
     done = bed.play(CHECKOUT / "playbooks/ban.yml", "-e", json.dumps(given))
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stdout

@@ -35,7 +35,7 @@ def test_every_row_has_its_test_and_every_test_its_row():
 
 
 @pytest.mark.parametrize("found", rows(), ids=lambda found: found.name)
-def test_row(found, pilot):
+def test_a_call_ends_as_its_row_says(found, pilot):
     done = ROWS[found.name](pilot)
     assert done.code == found.code, f"{found.text}: {done}"
     if found.code in (201, 202, 203):

@@ -134,7 +134,7 @@ def mapper(pilot):
     return pilot.bed.root("pgrep -u glexec || true").split()
 
 
-def test_lcmaps_hangs(pilot):
+def test_a_mapper_that_hangs_is_given_up(pilot):
     since = len(pilot.bed.log())
     with moved(BANS, "mkfifo -m 644 $f")(pilot.bed), pilot.bed.patched("apart", "PATIENCE = 30.0", "PATIENCE = 1.0"):
         done = pilot.bed.finish(hanging(pilot), since)
@@ -144,7 +144,7 @@ def test_lcmaps_hangs(pilot):
 
 
 @pytest.mark.parametrize("number", ["KILL", "SEGV", "ABRT"])
-def test_lcmaps_crashes(pilot, number):
+def test_a_mapper_that_crashes_maps_nobody(pilot, number):
     since = len(pilot.bed.log())
     with moved(BANS, "mkfifo -m 644 $f")(pilot.bed):
         process = hanging(pilot)

@@ -115,7 +115,7 @@ def test_somebody_elses_certificate_behind_ones_own_proxy(pilot, mode):
     ("expired", 201, "expired"), ("garbage", 201, "no certificate"), ("revoked", 203, "not valid"),
     ("VOMS unknown", 203, "not valid"), ("no VOMS", 203, "not valid"),
 ])  # fmt: skip
-def test_bad_proxies(pilot, what, code, word):
+def test_a_bad_proxy_is_refused_before_the_service_is_asked(pilot, what, code, word):
     bed = pilot.bed
     bad = {"expired": lambda: bed.proxy(hours=-1), "garbage": lambda: b"none", "no VOMS": lambda: bed.proxy(fqans=())}
     with contextlib.ExitStack() as stack:
@@ -178,14 +178,14 @@ def test_no_pilot_and_no_payload_can_ask_in_glexecs_name(pilot):
 # -- no answer -----------------------------------------------------------------------------------------------------
 
 
-def test_service_stopped(pilot, service):
+def test_without_the_service_nothing_runs(pilot, service):
     service.stop()
     refused(pilot.glexec(), f"{HOST}:{PORT} says 502")
     pilot.bed.root("nginx -s stop")
     refused(pilot.glexec(), "Connection refused")
 
 
-def test_service_hangs(pilot):
+def test_a_service_that_hangs_is_given_up(pilot):
     with impostor(pilot.bed, "{}", seconds=1000):
         done = pilot.glexec()
     refused(done, "")
@@ -199,7 +199,7 @@ def test_name_server_hangs(pilot):
         refused(pilot.glexec(), f"{HOST}:{PORT} gave no answer within 3 s")
 
 
-def test_name_unknown(pilot):
+def test_a_service_of_an_unknown_name_maps_nobody(pilot):
     with pilot.bed.configured(mapping_service="nowhere.grid.test:8443"):
         refused(pilot.glexec(), "nowhere.grid.test:8443")
 

@@ -61,7 +61,7 @@ def test_a_ban_takes_effect_at_the_next_call_and_so_does_its_end(service):
     assert account(service.map(ALICE, "/gridlab")) == before
 
 
-def test_exhausted_pool(service):
+def test_an_exhausted_pool_is_a_refusal_and_no_fault(service):
     service.bed.root(f"cd {GRIDMAPDIR}; for a in gl0*; do ln $a %2fcn%3dsomebody-$a:gridlab; done")
     assert account(service.map(ALICE, "/gridlab")) is None
 

@@ -94,7 +94,7 @@ def genuine(submit, walker):
 
 
 @pytest.mark.parametrize("who", ["alice", "bob", "pilot"])
-def test_genuine(grid, submit, verdicts, request, who):
+def test_genuine_attributes_are_read_as_voms_and_lcmaps_read_them(grid, submit, verdicts, request, who):
     if who == "pilot":
         pem = ok(grid.node("frontend"), "cat %s", PILOT_PROXY)
     else:
@@ -164,7 +164,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_verdicts(parts, verdicts, case):
+def test_forged_attributes_are_refused_with_the_reason(parts, verdicts, case):
     make, reason, info, mapped = CASES[case]
     said = verdicts(make(parts).pem().decode())
     assert (said.ours.rc == 0) is (reason is None), said

@@ -19,5 +19,5 @@ def test_publish_refuses_a_document_without_its_two_lines(document):
         publish(document, "figures", "new")
 
 
-def test_table():
+def test_a_table_is_markdown():
     assert table(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]

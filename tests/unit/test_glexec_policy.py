@@ -210,7 +210,9 @@ class TestLists:
             ("gl001", (".pilot", ".gl"), True),
         ],
     )
-    def test_listed(self, account: str, patterns: tuple[str, ...], expected: bool) -> None:
+    def test_an_account_is_listed_by_name_or_pool(
+        self, account: str, patterns: tuple[str, ...], expected: bool
+    ) -> None:
         assert policy.listed(account, patterns) is expected
 
 
@@ -222,7 +224,7 @@ class TestCaller:
         policy.check_caller(name, groups, self.conf)
 
     @pytest.mark.parametrize(("name", "groups"), [("alice", ["users"]), ("robots", []), ("root", ["root"])])
-    def test_nobody_else(self, name: str, groups: list[str]) -> None:
+    def test_nobody_else_may_call(self, name: str, groups: list[str]) -> None:
         with pytest.raises(Refusal) as caught:
             policy.check_caller(name, groups, self.conf)
         assert caught.value.code == AUTHORISATION_ERROR
@@ -361,7 +363,7 @@ class TestCgroup:
             (PURE.replace(" / /", " /docker/1 /"), "0::/elsewhere\n", ""),
         ],
     )
-    def test_own_cgroup(self, mountinfo: str, cgroup: str, expected: str) -> None:
+    def test_the_callers_own_cgroup_is_found(self, mountinfo: str, cgroup: str, expected: str) -> None:
         assert policy.unified_cgroup(mountinfo, cgroup) == expected
 
 

@@ -71,7 +71,7 @@ class TestModel:
         with pytest.raises(BadRequest):
             Account(*account)
 
-    def test_decisions(self) -> None:
+    def test_every_decision_has_its_answer(self) -> None:
         assert model.decide(Subject(ALICE), GL001) == Answer(GL001)
         assert model.decide(Subject(ALICE), None).account is None
         assert ALICE in model.decide(Subject(ALICE), None).reason
@@ -117,7 +117,7 @@ class TestJson:
         ('{"dn": "/CN=a", "fqans": [1]}', "string"), ("[" * 50000, "not JSON"), ("\xff", "not JSON"),
         ('{"dn": "/CN=a"}' + " " * model.LARGEST, "longer"), ("{", "not JSON"), ('{"dn": "\\ud800/CN=a"}', "DN"),
     ])  # fmt: skip
-    def test_bad_questions(self, message: str, why: str) -> None:
+    def test_a_bad_question_is_refused_with_the_reason(self, message: str, why: str) -> None:
         with pytest.raises(BadRequest, match=why):
             json_face.subject(message.encode("latin-1"))
 
@@ -258,7 +258,7 @@ class TestXacmlQuery:
         (b'<?xml version="1.0" encoding="utf-7"?><a/>', "not XML"),
         (b'<?xml version="1.0" encoding="nonsense"?><a/>', "not XML"),
     ])  # fmt: skip
-    def test_bad_messages(self, message: bytes, why: str) -> None:
+    def test_a_bad_message_is_refused_with_the_reason(self, message: bytes, why: str) -> None:
         with pytest.raises(BadRequest, match=why):
             xacml.query(message)
 

@@ -37,20 +37,20 @@ def test_a_good_host_is_taken(good_host: list[list[str]]) -> None:
     assert [argv[:2] for argv in good_host] == [["unshare", "--net"]]
 
 
-def test_not_root(good_host: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_not_root_is_refused(good_host: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match="run it as root"):
         preflight.check()
     assert good_host == []
 
 
-def test_no_overlayfs(good_host: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_overlayfs_is_refused(good_host: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_has_overlayfs", lambda _: False)
     with pytest.raises(LabError, match=r"no overlayfs.*modprobe overlay"):
         preflight.check()
 
 
-def test_no_nftables(good_host: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_nftables_is_refused(good_host: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     said = "Unable to initialize Netlink socket: Protocol not supported"
     monkeypatch.setattr(subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 1, "", said))
     with pytest.raises(LabError, match=rf"no nftables.*modprobe nf_tables.*{said}"):

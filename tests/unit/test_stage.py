@@ -232,7 +232,7 @@ def test_the_area_of_a_group_that_is_gone_goes_with_its_last_file(tmp_path: Path
     assert not (tmp_path / "group_extra").exists()
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "stage.toml", tmp_path / "out"
     config.write_text(
         'kind = "frontend"\nweb = "http://f/stage"\n[groups.main]\n[pool]\ndomain = "grid.test"\n'

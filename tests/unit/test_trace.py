@@ -211,6 +211,6 @@ def test_a_dn_is_looked_for_as_the_records_have_it() -> None:
     assert cli.arguments(["--dn", "/CN=Robot/Jürgen"]).dn == r"/CN=Robot\/J\xC3\xBCrgen"
 
 
-def test_moments() -> None:
+def test_a_time_is_read_as_seconds_or_as_iso() -> None:
     assert cli.moment("@12.5") == 12.5
     assert cli.moment("1970-01-01T01:00:00+01:00") == 0

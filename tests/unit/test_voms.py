@@ -74,7 +74,7 @@ def good(people, server, fqans):
 
 # -- accepted
 
-def test_has_attributes(people, good):
+def test_a_proxy_tells_whether_it_has_attributes(people, good):
     assert has_attributes(pki.with_attributes(people.alice, good).chain.leaf)
     assert not has_attributes(make_proxy(people.alice, HOUR).chain.leaf)
 
@@ -201,7 +201,7 @@ def test_other_attributes_do_not_matter(people, server, good, fqans):
     "gridlab://../gridlab/voms.grid.test:15000", "gridlab://voms.grid.test\0:15000", "..://voms.grid.test:15000",
     "gridlab://voms.grid.test:15000\n",
 ])  # fmt: skip
-def test_policy_authority(people, server, good, fqans, authority):
+def test_the_policy_authority_must_be_the_vos(people, server, good, fqans, authority):
     edit = attributes((voms.FQANS, [syntax(authority=authority)]))
     with pytest.raises(CertificateError, match=r"is not VO://host:port|malformed"):
         fqans(server.attribute_certificate(people.alice, edit=edit))
@@ -215,17 +215,17 @@ def test_policy_authority(people, server, good, fqans, authority):
     ("/gridlab/x y", "malformed FQAN"), ("/gridlab\n", "malformed FQAN"), ("/Role=pilot", "malformed FQAN"),
     ("/gridlab/Role=pilot,/gridlab", "malformed FQAN"),
 ])  # fmt: skip
-def test_fqan(people, server, good, fqans, fqan, reason):
+def test_a_malformed_fqan_or_one_of_another_vo_is_refused(people, server, good, fqans, fqan, reason):
     with pytest.raises(CertificateError, match=reason):
         fqans(server.attribute_certificate(people.alice, *WRITTEN, fqan))
 
 
-def test_without_fqan(people, server, good, fqans):
+def test_attributes_without_fqan_are_refused(people, server, good, fqans):
     with pytest.raises(CertificateError, match="without FQAN"):
         fqans(server.attribute_certificate(people.alice))
 
 
-def test_validity(people, server, good, fqans):
+def test_attributes_hold_within_their_time_only(people, server, good, fqans):
     later = pki.now() + 12 * HOUR - dt.timedelta(minutes=10)
     proxy = pki.with_attributes(people.alice, good, days=(-0.1, 2))
     assert fqans(proxy=proxy, now=later) == FQANS
@@ -255,7 +255,7 @@ def test_validity(people, server, good, fqans):
     ({"signers": (voms.CERTIFICATES, False, b"\x30\0")}, "malformed"),
     ({"signers": (voms.CERTIFICATES, False, b"\x30\x04\x30\x02\x30\0")}, "malformed"),
 ])  # fmt: skip
-def test_extensions(people, server, good, fqans, changed, reason):
+def test_extensions_are_read_or_refused(people, server, good, fqans, changed, reason):
     def edit(info):
         info["extensions"] = server.extensions(**changed)
 
@@ -269,18 +269,18 @@ def test_extensions(people, server, good, fqans, changed, reason):
 
 # -- refused: the signature
 
-def test_forged_signature(good, fqans):
+def test_a_forged_signature_is_refused(good, fqans):
     with pytest.raises(CertificateError, match="bad signature"):
         fqans(good[:-1] + bytes([good[-1] ^ 1]))
 
 
-def test_forged_text(good, fqans):
+def test_a_forged_role_is_refused(good, fqans):
     """The role is another one, of the same length."""
     with pytest.raises(CertificateError, match="bad signature"):
         fqans(good.replace(b"Role=pilot", b"Role=admin"))
 
 
-def test_another_key(people, server, good, fqans):
+def test_a_signature_by_another_key_is_refused(people, server, good, fqans):
     """Anybody can send the server's certificate along."""
     with pytest.raises(CertificateError, match="bad signature"):
         fqans(server.attribute_certificate(people.alice, *WRITTEN, key=people.alice.key))
@@ -294,12 +294,12 @@ def test_another_key(people, server, good, fqans):
     ("sha256_dsa", None, "does not fit the key"),
     ("sha256_ecdsa", None, "does not fit the key"),
 ])  # fmt: skip
-def test_algorithms(people, server, good, fqans, algorithm, outer, reason):
+def test_weak_or_unfitting_algorithms_are_refused(people, server, good, fqans, algorithm, outer, reason):
     with pytest.raises(CertificateError, match=reason):
         fqans(server.attribute_certificate(people.alice, *WRITTEN, algorithm=algorithm, outer=outer))
 
 
-def test_foreign(people, server, good, fqans):
+def test_somebody_elses_attributes_are_refused(people, server, good, fqans):
     """Alice's attributes in bob's proxy."""
     stolen = pki.with_attributes(people.bob, good)
     with pytest.raises(CertificateError, match=r"attributes of somebody else, not of .*Bob Brown"):
@@ -329,7 +329,7 @@ USUAL = ((x509.BasicConstraints(ca=False, path_length=None), True),)
     ({"extensions": [*USUAL, (x509.ExtendedKeyUsage([Eku.CLIENT_AUTH]), False)]}, "VOMS server: extended key usage"),
     ({"extensions": [(x509.BasicConstraints(ca=True, path_length=None), True)]}, "VOMS server: a CA certificate"),
 ])  # fmt: skip
-def test_server_certificate(people, server, good, fqans, options, reason):
+def test_the_servers_certificate_must_be_good(people, server, good, fqans, options, reason):
     if reason is None:
         assert issued(people, fqans, server.directory, **options)[0] == FQANS
     else:
@@ -397,13 +397,13 @@ def test_lsc_is_looked_at_each_time(server, good, fqans):
 
 
 @pytest.mark.parametrize("lines", [["nonsense"], ["/CN=one"], ["/CN=one", "CN=two"]])
-def test_malformed_lsc(server, good, fqans, lines):
+def test_a_malformed_lsc_file_trusts_nobody(server, good, fqans, lines):
     server.publish(*lines)
     with pytest.raises(TrustError, match=r"voms.grid.test.lsc: not a list of DNs"):
         fqans(good)
 
 
-def test_no_vomsdir(server, good, fqans):
+def test_without_vomsdir_nobody_is_trusted(server, good, fqans):
     server.lsc.unlink()
     server.lsc.parent.rmdir()
     server.directory.rmdir()
@@ -439,7 +439,7 @@ def test_chain_of_the_server(people, server, good, fqans):
     b"", b"\0", b"\x30\0", b"\x30\x02\x30\0", b"\x30\x02\x30\x05", b"\x30\x04\x30\x02\x30\0",
     b"\x30\x80" * 30_000, b"\x04\x03abc", b"\x30\x02\x30\0\0",
 ], ids=lambda content: content[:8].hex())  # fmt: skip
-def test_malformed_extension(people, good, fqans, content):
+def test_a_malformed_extension_is_refused(people, good, fqans, content):
     with pytest.raises(CertificateError, match="malformed attribute certificate"):
         fqans(proxy=pki.carrying(people.alice, content, key=people.key))
 

@@ -139,7 +139,7 @@ def test_chain_without_its_end_entity(alice):
 # -- what is accepted
 
 @pytest.mark.parametrize("kinds", [(), ("full",), ("limited",), ("full", "full", "limited")])
-def test_genuine(ca, alice, store, tmp_path, kinds):
+def test_genuine_chains_verify_as_openssl_has_it(ca, alice, store, tmp_path, kinds):
     credential = alice
     for kind in kinds:
         credential = make_proxy(credential, HOUR, kind)
@@ -200,7 +200,7 @@ def test_bad_revocation_list_refuses(ca, alice, store, spoil, reason):
         store.verify(alice.chain)
 
 
-def test_wrong_ca(ca, store, tmp_path):
+def test_a_chain_of_another_ca_is_refused(ca, store, tmp_path):
     stranger = pki.Authority(tmp_path / "other", "/O=Other/CN=CA").issue(ALICE)
     with pytest.raises(CertificateError, match="unknown CA /O=Other/CN=CA"):
         store.verify(stranger.chain)
@@ -246,7 +246,7 @@ def test_ca_path_length_exceeded(tmp_path):
         TrustStore(tmp_path / "c").verify(issuing.issue("/CN=x").chain)
 
 
-def test_forged_subject(alice, store):
+def test_a_forged_subject_is_refused(alice, store):
     bob = pki.name("/DC=test/DC=grid/O=Gridlab/OU=People/CN=Bob Brown/CN=1")
     with pytest.raises(CertificateError, match=r"^forged proxy subject"):
         store.verify(pki.proxy(alice, subject=bob).chain)
@@ -314,7 +314,7 @@ def test_extended_key_usage(ca, store):
     store.verify(credential.chain, purpose=ExtendedKeyUsageOID.SERVER_AUTH)
 
 
-def test_weak_signature(ca, store, tmp_path):
+def test_a_weak_signature_is_refused(ca, store, tmp_path):
     (tmp_path / "ca").write_bytes(Credential(Chain((ca.certificate,)), ca.key).pem())
     for command in (
         ["req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", "key", "-subj", "/CN=weak", "-out", "request"],
