@@ -89,8 +89,11 @@ def show() -> None:
         jobs = host(submit).run(f"condor_q -nobatch -allusers -af:j Owner {STATE} Cmd").stdout
         _list(f"jobs of {submit} (id, user, state, command)", jobs)
     for frontend in members("frontend"):
-        state = json.loads(host(frontend).run("cat /run/pilotbed/frontend/state.json").stdout or "{}")
-        if left_out := state.get("left_out"):
+        # One object a line for each group.
+        command = "for f in /run/pilotbed/frontend/*/state.json; do tr -d '\\n' < $f; echo; done"
+        states = host(frontend).run(command).stdout
+        left_out = [one for line in states.splitlines() if line for one in json.loads(line).get("left_out", [])]
+        if left_out:
             lines = [f"{one['jobs']}  {one['example']}  {one['why']}" for one in left_out]
             _list("jobs for which no pilot is asked (how many, such as, why)", "\n".join(lines))
 
