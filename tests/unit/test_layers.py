@@ -22,7 +22,8 @@ PARTS = {
 }
 #: The product's rooms from bottom to top; one imports from lower layers only.
 LAYERS = (
-    ("dn", "lean", "service", "settings"),
+    ("dn", "files", "lean", "settings"),
+    ("service",),
     ("batch", "lcmaps", "pool", "x509"),
     ("daemon", "gridtools", "protocol", "proxy"),
     ("ca", "mapping", "relay"),

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pilotbed.files import replace_file
+
 #: Seconds between two tries while the pool is down.
 LONGEST_PAUSE = 60
 
@@ -39,24 +41,9 @@ def event(what: str, /, **fields: object) -> str:
     return " ".join(words)
 
 
-def write_file(path: Path, text: str, mode: int) -> None:
-    """Replace ``path`` by ``text`` in one step, never readable with more than ``mode``.
-
-    Raises:
-        OSError: the directory cannot be written.
-    """
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(descriptor, mode)
-        file.write(text)
-    new.replace(path)
-
-
 def write_status(path: Path, status: Mapping[str, Any]) -> None:
     """Write the status file for tools: JSON, readable by everybody, so nothing secret in it."""
-    write_file(path, json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
+    replace_file(path, json.dumps(status, indent=1, sort_keys=True) + "\n", 0o644)
 
 
 def read_file(path: Path) -> str:
@@ -94,7 +81,7 @@ def write_metrics(path: Path, prefix: str, metrics: Mapping[str, float]) -> None
     for name, value in sorted(metrics.items()):
         kind = "counter" if name.endswith("_total") else "gauge"
         lines.append(f"# TYPE {prefix}_{name} {kind}\n{prefix}_{name} {value!r}\n")
-    write_file(path, "".join(lines), 0o644)
+    replace_file(path, "".join(lines), 0o644)
 
 
 def notify(state: str, descriptors: Sequence[int] = ()) -> None:

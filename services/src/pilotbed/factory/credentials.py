@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilotbed.files import replace_file
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import read_file, write_file
+from pilotbed.service import read_file
 
 from .trust import CredentialName
 
@@ -66,5 +67,5 @@ class Store:
         # The same proxy comes with every turn of the frontend: nothing to say about it.
         why_not = "same" if text == pem else better(old, new, now)
         if not why_not:
-            write_file(path, pem, 0o600)
+            replace_file(path, pem, 0o600)
         return new, why_not

@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilotbed.files import replace_file
 from pilotbed.gridtools import ToolError, own_copy, run
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event, read_file, set_up_logging, write_file
+from pilotbed.service import event, read_file, set_up_logging
 
 from .trust import CredentialName
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             stored = CredentialName.parse(name)
             pem = renewal.renew(path, stored.security_class if stored else "")
-            write_file(options.out / name, pem, 0o640)
+            replace_file(options.out / name, pem, 0o640)
             _log.info(event("renewed", name=name, left_before=int(left), proxy=Proxy.read(pem)))
         except (ToolError, ProxyError, OSError) as error:
             _log.error(event("renewal-failed", name=name, left=int(left), why=error))

@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pilotbed.files import replace_file
 from pilotbed.gridtools import ToolError, own_copy, run
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event, set_up_logging, write_file
+from pilotbed.service import event, set_up_logging
 
 _log = logging.getLogger("pilotbed.credential")
 
@@ -78,7 +79,7 @@ def _make_and_store(options: argparse.Namespace, certificate: Path, key: Path) -
     failed = False
     try:
         pem = make_proxy(certificate, key, options.voms, options.hours)
-        write_file(options.out, pem, 0o640)
+        replace_file(options.out, pem, 0o640)
         _log.info(event("proxy", file=options.out, proxy=Proxy.read(pem)))
     except (ToolError, ProxyError, OSError) as error:
         _log.error(event("proxy-failed", voms=options.voms, why=error))

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
 
-from pilotbed.relay.files import write_durably
+from pilotbed.files import replace_file
 from pilotbed.relay.log import event, log_to_stderr
 from pilotbed.relay.protocol import (
     MAX_SOURCES,
@@ -426,7 +426,7 @@ class Agent:
             self._reserve(frame.port)
         self._server, self._lease, self._port = server, frame.lease, frame.port
         state = {"host": frame.host, "port": frame.port, "lease": frame.lease, "relay": _name(server)}
-        write_durably(self.settings.state, json.dumps(state) + "\n")
+        replace_file(self.settings.state, json.dumps(state) + "\n", 0o600, durable=True)
         event(
             _log, "registered", relay=_name(server), host=frame.host, port=frame.port, expires=frame.expires,
             again=self._published,

@@ -1,6 +1,7 @@
 """The dedicated ports: each is a lease, on disk as long as it lasts, and a listening socket."""
 
 import asyncio
+import functools
 import logging
 import socket
 import time
@@ -9,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from pilotbed.files import replace_file
 from pilotbed.relay.authorization import Authorized, WatchedCertificate
 from pilotbed.relay.config import Config
 from pilotbed.relay.control import ControlConnection
-from pilotbed.relay.files import write_durably
 from pilotbed.relay.leases import Lease, LeaseBook
 from pilotbed.relay.listener import Address, Listener
 from pilotbed.relay.log import event
@@ -224,7 +225,8 @@ class Ports:
         async with self._saving:
             if self._saved < wanted:
                 covered, text = self._changes, self._book.dump()
-                await asyncio.get_running_loop().run_in_executor(None, write_durably, self._config.state, text)
+                write = functools.partial(replace_file, self._config.state, text, 0o600, durable=True)
+                await asyncio.get_running_loop().run_in_executor(None, write)
                 self._saved = covered
 
     async def save_or_log(self) -> None:

@@ -5,11 +5,11 @@ import zipfile
 from pathlib import Path
 
 import pilotbed
-from pilotbed import relay
-from pilotbed.relay import agent, files, log, protocol, sockets, streams
+from pilotbed import files, relay
+from pilotbed.relay import agent, log, protocol, sockets, streams
 
 #: The agent, and all of ours that it imports. Imported here, too: a unit is restarted for what its program imports.
-MODULES = (pilotbed, relay, agent, files, log, protocol, sockets, streams)
+MODULES = (pilotbed, files, relay, agent, log, protocol, sockets, streams)
 
 _MAIN = b"import sys\nfrom pilotbed.relay.agent import main\nsys.exit(main())\n"
 

@@ -1,7 +1,6 @@
 """Certificate chains and credentials, and the making of RFC 3820 proxies."""
 
 import datetime as dt
-import os
 import re
 import secrets
 import stat
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
+from pilotbed.files import replace_file
 from pilotbed.x509.names import slash
 
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
@@ -217,16 +217,7 @@ class Credential:
 
     def save(self, path: Path) -> None:
         """Write `pem()` at `path` with mode 0600; readers see the old file or the whole new one."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(self.pem())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_file(path, self.pem(), 0o600, durable=True)
 
 
 _KEY_BLOCK = re.compile(rb"-----BEGIN ((?:RSA |EC )?PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
