@@ -71,7 +71,7 @@ def test_with_the_byte_put_back_the_pilot_goes_on(cacheless):
 def object_(grid, cached, staged):
     """Squid's file of the victim on its disk, after a worker has fetched it."""
     cache, name = host(cached.cache), staged.rpartition("/")[2]
-    url = f"http://{grid.fqdn(grid.names('factory')[0])}/stage/{name}"
+    url = f"http://{grid.fqdn(grid.names('factory')[0])}/factory/stage/{name}"
     fetch = "curl --silent --fail --output /dev/null --proxy %s %s"
     ok(host(cached.workers[0]), fetch, f"http://{cached.cache}:3128", url)
 
@@ -99,7 +99,7 @@ def tampered(cached, object_):
 
 def test_changed_byte_in_the_caches_copy(grid, cached, staged, tampered):
     worker, name = worker_with_a_pilot(cached), staged.rpartition("/")[2]
-    url = f"http://{grid.fqdn(grid.names('factory')[0])}/stage/{name}"
+    url = f"http://{grid.fqdn(grid.names('factory')[0])}/factory/stage/{name}"
     digest = "curl --silent --fail {} %s | sha256sum"
     assert ok(worker, digest.format(f"--proxy http://{cached.cache}:3128"), url) != ok(worker, digest.format(""), url)
     with HandPilot(worker, arguments(cached)) as pilot:

@@ -88,6 +88,46 @@ def test_dependencies_are_roles(role: Path) -> None:
     assert {item["role"] for item in read(role / "meta/main.yml")["dependencies"]} <= known
 
 
+def files_of(role: Path) -> set[str]:
+    """Return the paths on a node that a role's tree writes or removes."""
+    found = {str(path.relative_to(role / kind)) for kind in ("files", "templates") for path in (role / kind).rglob("*")
+             if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
+    return {"/" + name.removesuffix(".j2") for name in found}
+
+
+def test_no_two_roles_write_the_same_file() -> None:
+    """Any two may stand on one host. What two need is a third one's, which both depend on and name in their trees."""
+    owners: dict[str, list[str]] = {}
+    for role in ROLES:
+        for path in files_of(role):
+            owners.setdefault(path, []).append(role.name)
+    assert "/etc/nginx/sites-enabled/default" in owners
+    assert {path: names for path, names in owners.items() if len(names) > 1} == {}
+
+
+def test_web_services_of_one_host_are_told_apart() -> None:
+    """By path on port 80, as they have one name there; by port elsewhere."""
+    locations: list[str] = []
+    for role in ROLES:
+        sites = {path for path in files_of(role) if path.startswith("/etc/nginx/")}
+        if not sites or role.name == "nginx":
+            continue
+        short = role.name.removesuffix("_service")
+        assert sites <= {
+            f"/etc/nginx/pilotbed.d/80/{role.name}.conf", f"/etc/nginx/sites-enabled/pilotbed-{short}"}  # fmt: skip
+        assert {"role": "nginx"} in read(role / "meta/main.yml")["dependencies"]
+        trees = [task["config_tree"]["trees"] for task in read(role / "tasks/main.yml") if "config_tree" in task]
+        assert ["nginx" in names for names in trees] == [True]
+        for path in sites:
+            text = next(role.glob(f"*{path}*")).read_text()
+            if "/pilotbed.d/80/" in path:
+                assert re.findall(r"(?m)^(?!#|location |})\S+", text) == [], "nothing but locations"
+                locations += re.findall(r"(?m)^location ((?:= )?\S+)", text)
+            else:
+                assert not re.search(r"listen (\S+:)?80\b", text)
+    assert len(set(locations)) == len(locations) >= 4
+
+
 @pytest.mark.parametrize("group", groups())
 def test_a_group_has_its_role_and_its_play(group: str) -> None:
     assert group in {role.name for role in ROLES}

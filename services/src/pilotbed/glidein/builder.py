@@ -5,7 +5,7 @@ is for a frontend; a factory has its own command over the same builder, pilotbed
 told follows from its entries. The configuration (everything not marked optional is required)::
 
     kind = "frontend"
-    web = "http://frontend.grid.test/stage"   # URL of DIR
+    web = "http://frontend.grid.test/frontend/stage"   # URL of DIR
     keep_days = 30                  # optional: how long files stay that no list names any more (queued pilots!)
     [attrs]                         # optional: attributes of every group
     GLIDEIN_Glexec_Use = "REQUIRED" # string: S (quoted in the machine ad)
