@@ -88,6 +88,14 @@ def test_dependencies_are_roles(role: Path) -> None:
     assert {item["role"] for item in read(role / "meta/main.yml")["dependencies"]} <= known
 
 
+@pytest.mark.parametrize("path", sorted(CHECKOUT.glob("roles/*/tasks/validate.yml")), ids=lambda path: path.parts[-3])
+def test_a_roles_part_of_the_validation_only_asks(path: Path) -> None:
+    """Once for all hosts, and of the inventory alone: playbooks/validate.yml takes seconds, without roles' defaults."""
+    for task in read(path):
+        assert task["run_once"]
+        assert {"ansible.builtin.assert", "ansible.builtin.fail"} & set(task)
+
+
 def files_of(role: Path) -> set[str]:
     """Return the paths on a node that a role's tree writes or removes."""
     found = {str(path.relative_to(role / kind)) for kind in ("files", "templates") for path in (role / kind).rglob("*")

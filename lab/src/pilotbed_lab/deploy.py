@@ -27,8 +27,8 @@ def boot() -> list[str]:
     Raises:
         LabError: the inventory or the host cannot work, the image cannot be built, or a node does not boot.
     """
-    found = lab()
     playbook("playbooks/validate.yml")
+    found = lab()
     preflight.check()
     if not image.path_of(CHECKOUT).is_dir():
         print("  building the node image, once; var/log/image.log grows meanwhile", flush=True)

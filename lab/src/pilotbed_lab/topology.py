@@ -85,58 +85,42 @@ def load() -> Topology:
 def parse(listed: Mapping[str, Any]) -> Topology:
     """Return the topology that an inventory (the JSON of ``ansible-inventory --list``) describes.
 
+    What is wrong with an inventory as such, playbooks/validate.yml says, which comes before every boot.
+
     Raises:
-        LabError: a host in no network, an address twice or outside its network, a name that no host can have, …
+        LabError: a name that no node of a lab can have, or an inventory that is no topology.
     """
     hosts: Mapping[str, Mapping[str, Any]] = listed["_meta"]["hostvars"]
     if not hosts:
         raise LabError("the inventory has no hosts")
-    first = next(iter(hosts.values()))
-    networks: dict[str, Network] = {}
-    for name, value in first.get("grid_networks", {}).items():
-        try:
-            cidr = ipaddress.IPv4Network(value["cidr"])
-        except (KeyError, ValueError) as error:
-            raise LabError(f"grid_networks.{name}.cidr is not an IPv4 network such as 10.70.0.0/24: {error}") from None
-        networks[name] = Network(name, cidr, tuple(sorted(value.get("routes", {}).items())))
-    if not networks:
-        raise LabError("grid_networks is missing: state the lab's networks in the inventory's group_vars/all.yml")
-
-    nodes: list[Node] = []
-    owner: dict[str, str] = {}
+    if wrong := [name for name in hosts if not NAME.fullmatch(name)]:
+        raise LabError(f"{wrong[0]!r} is no name for a node: lower case letters, digits and -, at most 31 characters")
     storage = set(inventory.Inventory(listed).names("site_storage"))
-    for name, host in hosts.items():
-        if not NAME.fullmatch(name):
-            raise LabError(f"{name!r} is no name for a host: lower case letters, digits and -, at most 31 characters")
-        addresses = host.get("node_addresses") or {}
-        if not addresses:
-            raise LabError(f"host {name} is in no network: give it node_addresses, such as {{wan: 10.70.0.99}}")
-        for network, address in addresses.items():
-            if network not in networks:
-                raise LabError(f"host {name}: network {network!r} is not in grid_networks ({', '.join(networks)})")
-            try:
-                inside = ipaddress.IPv4Address(address) in networks[network].cidr
-            except ValueError:
-                raise LabError(f"host {name}: {address!r} is not an IPv4 address") from None
-            if not inside:
-                raise LabError(f"host {name}: {address} is outside network {network} ({networks[network].cidr})")
-            if address in owner:
-                raise LabError(f"hosts {owner[address]} and {name} have the same address {address}: change one")
-            owner[address] = name
-        routes = [
-            route
-            for network in addresses
-            for route in networks[network].routes
-            # A router is its own network's gateway, and reaches the others' through their routers.
-            if route[1] not in addresses.values() and not (route[0] == "default" and len(addresses) > 1)
-        ]
-        reached = {str(networks[network].cidr) for network in addresses}
-        nodes.append(
-            Node(
-                name,
-                tuple(addresses.items()),
-                tuple(sorted(route for route in set(routes) if route[0] not in reached)),
-                host.get("site_name", "") if name in storage else "",
-            )
-        )
+    first = next(iter(hosts.values()))
+    try:
+        networks = {
+            name: Network(name, ipaddress.IPv4Network(value["cidr"]), tuple(sorted(value.get("routes", {}).items())))
+            for name, value in first["grid_networks"].items()
+        }
+        nodes = [_node(name, host, networks, name in storage) for name, host in hosts.items()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LabError(f"no lab can be made of the inventory ({error!r}): playbooks/validate.yml says why") from error
     return Topology(str(first.get("grid_domain", "")), tuple(networks.values()), tuple(nodes))
+
+
+def _node(name: str, host: Mapping[str, Any], networks: Mapping[str, Network], shares: bool) -> Node:
+    addresses: Mapping[str, str] = host["node_addresses"]
+    routes = [
+        route
+        for network in addresses
+        for route in networks[network].routes
+        # A router is its own network's gateway, and reaches the others' through their routers.
+        if route[1] not in addresses.values() and not (route[0] == "default" and len(addresses) > 1)
+    ]
+    reached = {str(networks[network].cidr) for network in addresses}
+    return Node(
+        name,
+        tuple(addresses.items()),
+        tuple(sorted(route for route in set(routes) if route[0] not in reached)),
+        host.get("site_name", "") if shares else "",
+    )
