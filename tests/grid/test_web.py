@@ -18,7 +18,7 @@ def answer(grid, group, path, name=None):
         "curl --silent --path-as-is --output /dev/null --write-out %%{http_code} --header %s %s",
         f"Host: {name or fqdn}", f"http://{fqdn}{path}",
     )  # fmt: skip
-    return int(done.stdout) if done.returncode == 0 else f"curl {done.returncode}"
+    return int(done.stdout) if done.rc == 0 else f"curl {done.rc}"
 
 
 @pytest.mark.parametrize(("group", "path"), OFFERED.items())
