@@ -55,8 +55,13 @@ PLAY = """
 """
 HOSTS = """
 all:
-  hosts: {bed: {ansible_connection: nsenter, ansible_nsenter_leaders: "%s"}}
-  vars: {pool_accounts_make_shared: true, batch_system_name: slurm}
+  hosts:
+    bed:
+      ansible_connection: nsenter
+      ansible_nsenter_leaders: "%s"
+      # Of a host, as inventory/common says something for all of them.
+      pool_accounts_make_shared: true
+      batch_system_name: slurm
   children: {worker: {hosts: {bed: }}, site_bed: {hosts: {bed: }, vars: {site_name: bed}}}
 """
 
