@@ -289,8 +289,8 @@ def test_banned_users_job_is_held_after_some_rounds_and_runs_when_he_is_let_in(b
     job, _, bans = banned
     until("the schedd gives it up", lambda: job.status() == "held", 120)
     ad = job.ad()
-    assert ad["NumJobStarts"] <= 10
-    assert re.search(r"started \d+ times and never ended", ad["HoldReason"])
+    assert ad["NumJobStarts"] == 5
+    assert "started 5 times and never ended" in ad["HoldReason"]
     assert job.read("out") == ""
     bans.close()
     as_user(job.node, job.owner, f"condor_release {job.id}")
