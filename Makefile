@@ -57,7 +57,7 @@ lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint
 
 unit: ready ## decisions, without I/O; inventories and roles
-	@$(pytest) tests/unit
+	@$(pytest) --numprocesses 2 tests/unit
 
 services: ready ## a real server or pilot, started inside the test
 	@$(pytest) tests/services
