@@ -71,7 +71,9 @@ def show() -> None:
     for factory in members("factory"):
         _list(
             "pilots (entry, pilots queued or running at the computing element)",
-            host(factory).run(f"condor_q -nobatch -allusers -af:j GlideinEntryName {STATE} GridJobStatus").stdout,
+            host(factory).run(
+                f"pilotbed-factory-pool condor_q -nobatch -allusers -af:j GlideinEntryName {STATE} GridJobStatus"
+            ).stdout,
         )
     for central in members("central_manager"):
         _list(
