@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ def validate(inventory: Path, scratch: Path) -> tuple[int, str, list[str]]:
     return done.returncode, done.stdout + done.stderr, said
 
 
-@pytest.mark.parametrize("name", ["lab", "example-site"])
+@pytest.mark.parametrize("name", ["lab", "example-site", "small"])
 def test_ours_are_accepted(name: str, tmp_path: Path) -> None:
     code, screen, said = validate(CHECKOUT / "inventory" / name, tmp_path)
     assert (code, said) == (0, []), screen
@@ -177,3 +178,49 @@ def test_refused(broken: str, outcomes: dict[str, Future[tuple[int, str, list[st
     code, screen, said = outcomes[broken].result()
     assert code != 0
     assert said == BROKEN[broken][1], screen
+
+
+CENTRAL = ("certificate_authority", "voms_server", "myproxy_server", "central_manager", "submit", "factory", "frontend",
+           "relay")  # fmt: skip
+#: Groups that cannot share a host, and a word of the reason.
+APART = [
+    *(("site_router", other, "packet filter") for other in CENTRAL),
+    *((one, other, "accounts or jobs") for other in CENTRAL
+      for one in ("computing_element", "batch_system", "mapping_service", "site_storage", "worker")),
+    *(("ccb_broker", other, "port 9618") for other in ("central_manager", "submit")),
+    *(("relay_agent", other, "port of the relay") for other in ("central_manager", "ccb_broker")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def all_on_one(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is said of an inventory with a host that is in every group."""
+    scratch = tmp_path_factory.mktemp("apart")
+    shutil.copytree(CHECKOUT / "inventory/small/group_vars", scratch / "inventory/group_vars")
+    known = yaml.safe_load((CHECKOUT / "inventory/common/groups.yml").read_text())["all"]["children"]
+    leaves = {name for group, content in known.items() for name in (content or {}).get("children", {group: None})}
+    content = {
+        "hosts": {"one": {"node_addresses": {"alpha": "10.71.0.1", "wan": "10.70.0.2"}}},
+        "children": {name: {"hosts": {"one": None}} for name in [*leaves, "site_alpha"]},
+    }
+    (scratch / "inventory/hosts.yml").write_text(yaml.safe_dump({"all": content}))
+    code, screen, said = validate(scratch / "inventory", scratch)
+    assert code != 0, screen
+    return said
+
+
+@pytest.mark.parametrize(("one", "other", "reason"), APART, ids=[f"{one}-{other}" for one, other, _ in APART])
+def test_services_that_cannot_share_a_host_are_refused(
+    all_on_one: list[str], one: str, other: str, reason: str
+) -> None:
+    (others, why, remedy) = next(
+        line.removeprefix(begin).split(": ") for line in all_on_one if line.startswith(begin := f"host one is in {one} and in ")
+    )
+    assert other in others.split(", ")
+    assert reason in why
+    assert remedy == "give either a host of its own"
+
+
+def test_no_other_services_are_kept_apart(all_on_one: list[str]) -> None:
+    named = [pair for line in all_on_one for pair in line.split(": ")[0].partition(" and in ")[2].split(", ")]
+    assert len(named) == len(APART), all_on_one
