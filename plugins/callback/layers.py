@@ -8,6 +8,7 @@ type: stdout
 short_description: a line a play, with its time and what it waits for
 description:
   - The screen shows one line a play; tasks, changes and skips go to the log.
+  - With --check or --diff it shows every change, too, and with --diff what it is.
 options:
   log:
     description: File that takes every task and its result.
@@ -22,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 
+from ansible import context
 from ansible.plugins.callback import CallbackBase
 
 WIDTH = 58
@@ -99,6 +101,17 @@ class CallbackModule(CallbackBase):
             said = result._result.get("msg") or []
             for text in [said] if isinstance(said, str) else said:
                 self._line(f"  {result._host.get_name()}: {text}")
+
+        elif result.is_changed() and (context.CLIARGS.get("check") or context.CLIARGS.get("diff")):
+            self._show(result)
+
+    def _show(self, result):
+        """Say on the screen what a task changed, or would: a config_tree its files and units, any other its name."""
+        content = result._result
+        what = ", ".join([*content.get("files", ()), *content.get("units", ())]) or result._task.get_name()
+        self._line(f"  {result._host.get_name()}: {what}")
+        if context.CLIARGS.get("diff") and not result._task.no_log:
+            self._line("\n".join(f"    {line}" for line in self._get_diff(content.get("diff") or []).splitlines()))
 
     def v2_runner_on_skipped(self, result):
         self._write(f"  skipped {result._host.get_name()}")
