@@ -10,7 +10,7 @@ walk := .venv/bin/python -m pilotbed_suite.walk
 bench := .venv/bin/python -m pilotbed_bench
 pytest := .venv/bin/python -m pytest
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
-.PHONY: test lint unit services test-lab test-glexec grid traversal bench bench-relay bench-glexec ready
+.PHONY: test lint unit services test-lab test-glexec small grid traversal bench bench-relay bench-glexec ready
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -67,6 +67,9 @@ test-lab: ready ## the life of a lab of two nodes, and of two labs
 
 test-glexec: ready ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
 	@$(pytest) tests/glexec
+
+small: ready ## a grid on two nodes, in a lab of its own: services that share hosts
+	@$(pytest) tests/small
 
 grid: ready ## the running grid, asked as its users do (boots the lab first, if need be)
 	@$(lab) up

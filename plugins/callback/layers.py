@@ -111,7 +111,8 @@ class CallbackModule(CallbackBase):
         what = ", ".join([*content.get("files", ()), *content.get("units", ())]) or result._task.get_name()
         self._line(f"  {result._host.get_name()}: {what}")
         if context.CLIARGS.get("diff") and not result._task.no_log:
-            self._line("\n".join(f"    {line}" for line in self._get_diff(content.get("diff") or []).splitlines()))
+            for line in self._get_diff(content.get("diff") or []).splitlines():
+                self._line(f"    {line}")
 
     def v2_runner_on_skipped(self, result):
         self._write(f"  skipped {result._host.get_name()}")

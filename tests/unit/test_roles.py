@@ -211,3 +211,51 @@ def test_an_inventory_uses_only_known_groups_and_sites(path: Path) -> None:
     assert all(name.startswith("site_") for name in unknown)
     members = {host for group in inventory["children"].values() for host in group["hosts"]}
     assert members == set(inventory["hosts"])
+
+
+def tasks_of(role: Path) -> list[dict[str, Any]]:
+    """Return every task of a role, those of blocks among them."""
+    waiting = [task for path in sorted(role.glob("tasks/*.yml")) for task in read(path) or []]
+    found = []
+    while waiting:
+        task = waiting.pop()
+        waiting += [inner for part in ("block", "rescue", "always") for inner in task.get(part, [])]
+        found.append(task)
+    return found
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_what_only_asks_says_whether_it_asks_in_check_mode(role: Path) -> None:
+    """In check mode a command is skipped and answers nothing: what reads runs all the same, what proves is left out."""
+    undecided = [
+        task["name"]
+        for task in tasks_of(role)
+        if {"ansible.builtin.command", "ansible.builtin.raw", "ansible.builtin.shell"} & task.keys()
+        and task.get("changed_when") is False
+        and task.get("check_mode") is not False
+        and "not ansible_check_mode" not in str(task.get("when"))
+    ]
+    assert undecided == []
+
+
+#: What a task registered, or a fact that one set, on a host that is named: with --limit that host is not in the run.
+OF_ANOTHER_HOST = re.compile(r"hostvars\s*\[[^]]*\]\s*(?:\.|\[\s*['\"])__|hostvars\s*,\s*['\"]__")
+
+
+def reads_another_hosts_results(text: str) -> list[str]:
+    """Return the lines that read what tasks left on another host; on those of the same run they may."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if OF_ANOTHER_HOST.search(line) and "ansible_play_hosts" not in line]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_no_role_needs_what_the_run_found_out_on_another_host(role: Path) -> None:
+    """It asks that host itself, by delegate_to: site.yml --limit HOST runs on one host alone."""
+    paths = [path for path in role.rglob("*") if path.is_file() and path.suffix in (".yml", ".j2")]
+    assert {path.name: found for path in paths if (found := reads_another_hosts_results(path.read_text()))} == {}
+
+
+def test_a_result_of_another_host_is_seen() -> None:
+    """Control: as role batch_slurm had it."""
+    assert reads_another_hosts_results('key: "{{ hostvars[batch_slurm_controller].__batch_slurm_key.stdout }}"')
+    assert not reads_another_hosts_results('all: "{{ ansible_play_hosts | map(\'extract\', hostvars, \'__wanted\') }}"')

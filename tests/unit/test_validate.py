@@ -213,9 +213,8 @@ def all_on_one(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_services_that_cannot_share_a_host_are_refused(
     all_on_one: list[str], one: str, other: str, reason: str
 ) -> None:
-    (others, why, remedy) = next(
-        line.removeprefix(begin).split(": ") for line in all_on_one if line.startswith(begin := f"host one is in {one} and in ")
-    )
+    begin = f"host one is in {one} and in "
+    others, why, remedy = next(line.removeprefix(begin).split(": ") for line in all_on_one if line.startswith(begin))
     assert other in others.split(", ")
     assert reason in why
     assert remedy == "give either a host of its own"

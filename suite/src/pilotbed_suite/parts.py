@@ -93,6 +93,7 @@ PARTS = (
     Part("services", "host", (_tests("tests/services"),), ("services", "tests/services", "tests/pki.py", *_LAB)),
     Part("lab", "host", (_tests("tests/lab"),), ("roles", "tests/lab", *_LAB)),
     Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
+    Part("small", "host", (_tests("tests/small"),), ("tests/small", *_DEPLOYED, *_LAB)),
     Part("grid", "grid", (_UP, _tests("tests/grid")), ("tests/grid", *_DEPLOYED, *_LAB)),
     Part(
         "traversal", "grid", (_UP, _tests("tests/traversal")), ("tests/traversal", "docs", "bench", *_DEPLOYED, *_LAB),

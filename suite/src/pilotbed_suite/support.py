@@ -305,8 +305,9 @@ def worker_with_a_pilot(site: Site) -> Host:
 def arguments(site: Site) -> dict[str, str]:
     """Return the arguments of the factory's newest pilot at ``site``: option to value."""
     factory = GRID.node("factory")
+    theirs = f'GlideinEntryName == "{site.name}"'
     for tool in ("condor_q -allusers", "condor_history -limit 1"):
-        found = factory.run(f"pilotbed-factory-pool {tool} -constraint %s -af Arguments", f'GlideinEntryName == "{site.name}"').stdout
+        found = factory.run(f"pilotbed-factory-pool {tool} -constraint %s -af Arguments", theirs).stdout
         if words := found.partition("\n")[0].split():
             return dict(zip(words[::2], words[1::2], strict=True))
     pytest.fail(f"the factory has never had a pilot at {site.name}")

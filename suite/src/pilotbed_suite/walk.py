@@ -269,7 +269,7 @@ def explain() -> str:
     asked = (
         ("frontend", "journalctl --unit 'pilotbed-frontend@*' --lines 12 --no-pager --output cat"),
         ("factory", "journalctl --unit pilotbed-factory --lines 12 --no-pager --output cat"),
-        ("factory", "pilotbed-factory-pool condor_q -nobatch -af:j GlideinEntryName JobStatus GridJobStatus HoldReason"),
+        ("factory", "pilotbed-factory-pool condor_q -nobatch -af:j GlideinEntryName JobStatus HoldReason"),
         ("central_manager", "condor_status -af Name State Activity GLIDEIN_Site"),
         ("relay", "journalctl --unit pilotbed-relay --lines 8 --no-pager --output cat"),
         ("submit", "tail -n 15 /var/log/condor/SchedLog"),
@@ -305,8 +305,9 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
         "running": ad.get("JobCurrentStartExecutingDate"),
         "done": ad.get("CompletionDate"),
     }
-    asked = (f"pilotbed-factory-pool {tool} {found.pilot} -af QDate" for tool in ("condor_q", "condor_history -limit 1"))
-    queued = service("factory").run("; ".join(asked)).stdout.split()
+    tools = ("condor_q", "condor_history -limit 1")
+    asked = "; ".join(f"pilotbed-factory-pool {tool} {found.pilot} -af QDate" for tool in tools)
+    queued = service("factory").run(asked).stdout.split()
     times["pilot queued"] = queued[0] if queued else None
     found.times = {stage: float(value) for stage, value in times.items() if value not in (None, "")}
     if "pilot queued" in found.times:
