@@ -306,8 +306,8 @@ def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str
         "done": ad.get("CompletionDate"),
     }
     tools = ("condor_q", "condor_history -limit 1")
-    asked = "; ".join(f"pilotbed-factory-pool {tool} {found.pilot} -af QDate" for tool in tools)
-    queued = service("factory").run(asked).stdout.split()
+    command = "; ".join(f"pilotbed-factory-pool {tool} {found.pilot} -af QDate" for tool in tools)
+    queued = service("factory").run(command).stdout.split()
     times["pilot queued"] = queued[0] if queued else None
     found.times = {stage: float(value) for stage, value in times.items() if value not in (None, "")}
     if "pilot queued" in found.times:
