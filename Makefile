@@ -10,7 +10,8 @@ walk := .venv/bin/python -m pilotbed_suite.walk
 bench := .venv/bin/python -m pilotbed_bench
 pytest := .venv/bin/python -m pytest
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
-.PHONY: test lint unit services test-lab test-glexec small grid traversal bench bench-relay bench-glexec ready
+.PHONY: test lint unit services test-lab test-glexec small grid traversal ready
+.PHONY: bench bench-claims bench-relay bench-glexec
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -82,6 +83,9 @@ traversal: ready ## every way through the firewalls, and faults on them (boots t
 
 bench: ready ## how long, how much: var/bench.json
 	@$(bench) grid
+
+bench-claims: ready ## what it costs that claims end, on a deployed lab: docs/glidein.md
+	@$(bench) claims
 
 bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
 	@$(bench) relay

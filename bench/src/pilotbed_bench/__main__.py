@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pilotbed_suite import CHECKOUT, GridError
 
 from . import glexec, grid
+from .grid import claims
 from .relay import comparison
 
-BENCHES = {"grid": grid.main, "relay": comparison.main, "glexec": glexec.main}
+BENCHES = {"grid": grid.main, "claims": claims.main, "relay": comparison.main, "glexec": glexec.main}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
