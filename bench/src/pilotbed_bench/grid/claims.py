@@ -19,7 +19,7 @@ from .. import document
 from ..run import conditions, heading, ratio
 
 PAGE = CHECKOUT / "docs/glidein.md"
-ROUNDS, JOBS, CORES = 5, 60, 4
+ROUNDS, JOBS, CORES = 3, 60, 4
 #: Seconds: HTCondor's own, and what condor_vars.lst has.
 LONG, OURS = "1200", "20"
 
@@ -41,7 +41,7 @@ def rate(node: Host, pilot: HandPilot, site: str) -> float:
     Raises:
         GridError: the jobs are not accepted.
     """
-    alice = walk.WALKERS[0]
+    alice = walk.walkers()[0]
     text = JOB.format(pilot=pilot.name, site=site, jobs=JOBS)
     submit = f"printf %s {shlex.quote(text)} > bench.sub && condor_submit -terse bench.sub"
     said = walk.as_user(node, alice.account, submit)
@@ -59,7 +59,7 @@ def main() -> int:
     """Measure, and write the table into the page."""
     found = conditions()
     node, site = GRID.node("submit"), GRID.site("with CCB", lambda site: site.traversal == "ccb")
-    alice = walk.WALKERS[0]
+    alice = walk.walkers()[0]
     walk.as_user(node, alice.account, f"voms-proxy-init --quiet --voms {alice.fqan[1:].partition('/')[0]}:{alice.fqan}")
     worker, options = worker_with_a_pilot(site), arguments(site)
     samples = []
