@@ -4,15 +4,11 @@ import json
 
 import pytest
 from pilotbed_lab import status
-from pilotbed_suite.support import GRID, ok, until
+from pilotbed_suite.support import GRID, as_user, ok, until
 
-#: What the bug report had, and its like: attributes that the match and the sizes are made of.
-ABSURD = """+RequestCpus = "four"
-+RequestMemory = {1, 2}
-+RequestDisk = error
-+DESIRED_Sites = [a = 1]
-+QDate = "yesterday"
-hold = true"""
+#: What the bug report had, and its like: attributes that the match and the sizes are made of. Edited into the job: the
+#: schedd refuses what is submitted so.
+ABSURD = """RequestCpus '"four"' RequestMemory '{1, 2}' RequestDisk error DESIRED_Sites '[a = 1]'"""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +32,10 @@ def restarts(frontend):
 def test_an_absurd_job_ends_no_frontend(jobs, alice, bob, hidden_site, restarts, state):
     """Held, it is read; released, it counts. Bob's job runs meanwhile."""
     before = restarts()
-    job = jobs.submit(alice, hidden_site, extra=ABSURD)
-    assert job.status() == "held"
+    job = jobs.submit(alice, hidden_site, extra="hold = true")
+    code, said = as_user(jobs.node, alice.account, f"condor_qedit {job.id} {ABSURD}")
+    assert code == 0, said
+    assert (job.status(), job.ad()["RequestCpus"]) == ("held", "four")
     assert jobs.submit(bob, hidden_site).done()["ExitCode"] == 0
     ok(jobs.node, "condor_release %s", job.id)
     assert jobs.submit(bob, hidden_site).done()["ExitCode"] == 0

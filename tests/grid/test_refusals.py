@@ -1,7 +1,7 @@
 """Whom the grid refuses: each with its message where the person or the operator reads it, and with nothing having run.
 
     who                                   is refused by        evidence
-    mallory, no member                    VOMS; glexec         no proxy; the job's log, glexec's log on the worker
+    mallory, no member                    VOMS; schedd         no proxy; no job
     bob, a group that is not his          VOMS                 no proxy
     alice, a role that is not hers        VOMS                 no proxy
     carol, banned at the site             glexec (203)         the job's log; held after some rounds; runs when unbanned
@@ -122,10 +122,10 @@ def test_voms_gives_the_same_to_whom_it_belongs(grid, submit, alice):
 # -- the site ------------------------------------------------------------------------------------------------------
 
 
-def test_non_members_job_does_not_run(jobs, mallory, filtered_site):
-    job = jobs.submit(mallory, filtered_site, proxy="voms-proxy-init --quiet")
-    assert "no account" in given_back(job, filtered_site)
-    job.remove()
+def test_schedd_takes_no_job_of_a_non_member(jobs, mallory, filtered_site):
+    """Past the schedd, glexec would refuse: row client-cert-no-voms of docs/glexec.md."""
+    with pytest.raises(AssertionError, match="is of no VO; pilots run for"):
+        jobs.submit(mallory, filtered_site, proxy="voms-proxy-init --quiet")
 
 
 @pytest.fixture(scope="module")

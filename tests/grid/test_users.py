@@ -76,7 +76,7 @@ class Desk:
         self.home = ok(node, "getent passwd %s", walker.account).split(":")[5]
         self.uid = ok(node, "id -u %s", walker.account).strip()
         as_user(node, self.account, f"rm -rf {PLACE}; mkdir {PLACE}")
-        self.run(f"voms-proxy-init --quiet --voms {GRID.vo}:{walker.fqan}")
+        self.run(f"voms-proxy-init --quiet --voms {walker.voms}")
         self.put("payload.sh", PAYLOAD, "0755")
 
     def run(self, command, fails=False):

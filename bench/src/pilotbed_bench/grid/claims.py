@@ -60,7 +60,7 @@ def main() -> int:
     found = conditions()
     node, site = GRID.node("submit"), GRID.site("with CCB", lambda site: site.traversal == "ccb")
     alice = walk.walkers()[0]
-    walk.as_user(node, alice.account, f"voms-proxy-init --quiet --voms {alice.fqan[1:].partition('/')[0]}:{alice.fqan}")
+    walk.as_user(node, alice.account, f"voms-proxy-init --quiet --voms {alice.voms}")
     worker, options = worker_with_a_pilot(site), arguments(site)
     samples = []
     with ExitStack() as running:
