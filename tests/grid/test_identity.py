@@ -24,6 +24,7 @@ from pilotbed_suite.support import (
     HandPilot,
     arguments,
     frontend_stage,
+    lenient_schedd,
     ok,
     processes,
     until,
@@ -152,13 +153,14 @@ def transfers(jobs, site, alice, extra, proxy):
     home = jobs.node.user(alice.account).home
     write(jobs.node, f"{home}/thief", PLUGIN.replace("@PROXY@", proxy), owner=alice.account, mode="0755")
     try:
-        made = {
-            what: jobs.submit(
-                alice, site, "#!/bin/sh\nls -l\n",
-                extra=f"{extra}\n{lines}".replace("\\n", "\n").replace("@LOOT@", LOOT).replace("@PROXY@", proxy),
-            )
-            for what, lines in TRANSFERS.items()
-        }  # fmt: skip
+        with lenient_schedd(jobs.node):
+            made = {
+                what: jobs.submit(
+                    alice, site, "#!/bin/sh\nls -l\n",
+                    extra=f"{extra}\n{lines}".replace("\\n", "\n").replace("@LOOT@", LOOT).replace("@PROXY@", proxy),
+                )
+                for what, lines in TRANSFERS.items()
+            }  # fmt: skip
 
         def end(job):
             ad = job.ad()

@@ -165,6 +165,21 @@ def edited(node: Host, path: str, command: str, *args: str) -> Iterator[None]:
         ok(node, "mv %s %s", kept, path)
 
 
+@contextmanager
+def lenient_schedd(node: Host) -> Iterator[None]:
+    """Have a schedd refuse no job at submission: a pilot must not rely on another host's refusals."""
+    path, asked = "/etc/condor/config.d/99-pilotbed-test.conf", "condor_config_val -schedd SUBMIT_REQUIREMENT_NAMES"
+    before = ok(node, asked)
+    write(node, path, "SUBMIT_REQUIREMENT_NAMES =\n", mode="0644")
+    try:
+        ok(node, "condor_reconfig")
+        until("the schedd refuses nothing", lambda: node.run(asked).stdout.strip() != before.strip())
+        yield
+    finally:
+        ok(node, "rm -f %s && condor_reconfig", path)
+        until("the schedd refuses again", lambda: node.run(asked).stdout == before)
+
+
 # -- jobs ----------------------------------------------------------------------------------------------------------
 
 
