@@ -160,7 +160,10 @@ def pilot_sets_a_variable_for_the_root_part(pilot):
     return pilot.bed.path(f"{pilot.work}/root-was-here").exists()
 
 
-@attack(patched("root", "    policy.check_target(account.pw_name, account.pw_uid, caller.pw_uid, conf)\n", ""),
+CHECK_TARGET = "    policy.check_target(account.pw_name, account.pw_uid, caller.pw_name, caller.pw_uid, conf)\n"
+
+
+@attack(patched("root", CHECK_TARGET, ""),
         patched("root", "    policy.check_group(account.pw_name, gid, groups)\n", ""))  # fmt: skip
 def captured_mapper_answers_with_another_account(pilot):
     uid, gid = pilot.bed.ids(OTHER_PILOT)

@@ -159,8 +159,8 @@ sys.stdout.write(make_proxy(issuer, lifetime).pem().decode())
 
 def test_schedd_takes_no_job_with_an_expired_proxy(submit, jobs, alice, hidden_site):
     write(submit, "/run/pilotbed-test-proxy.py", MAKE_PROXY, mode="0644")
-    own = "~/.globus/usercert.pem ~/.globus/userkey.pem"
-    make = f"python3 -I /run/pilotbed-test-proxy.py {{}} {own} > /tmp/x509up_u$(id -u)"
+    voms = f"voms-proxy-init --quiet --voms {alice.voms} --out ~/test-voms.pem"
+    make = f"{voms} && python3 -I /run/pilotbed-test-proxy.py {{}} ~/test-voms.pem > /tmp/x509up_u$(id -u)"
     before = ok(submit, "condor_q -allusers -totals -af ClusterId")
     with pytest.raises(AssertionError, match=r"proxy.*expired"):
         jobs.submit(alice, hidden_site, proxy=make.format(-60))
@@ -237,8 +237,10 @@ def test_the_factorys_host_renews_it_with_its_attributes(grid):
         )
         said = ok(factory, f"journalctl --unit {unit} --output cat --no-pager --lines 20")
         assert re.search(r"^INFO renewed name=\S+ ", said, re.MULTILINE), said
-        fqans = ok(factory, "for f in /var/lib/pilotbed/renewed/*.pem; do voms-proxy-info --file $f --fqan; done")
-        assert fqans.startswith(f"/{grid.vo}/Role=pilot")
+        for vo in grid.variable("grid_vos"):
+            files = f"/var/lib/pilotbed/renewed/*,{vo['pilot_service']},*.pem"
+            fqans = ok(factory, f"for f in {files}; do voms-proxy-info --file $f --fqan; done")
+            assert fqans.startswith(f"/{vo['name']}/Role=pilot")
     finally:
         factory.run(f"rm -f /run/systemd/system/{unit}.service; systemctl daemon-reload")
 

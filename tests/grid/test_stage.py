@@ -7,7 +7,7 @@ from pilotbed_suite.support import ok
 PACK = """
 import io, json, sys, tarfile
 sys.path.insert(0, "/usr/lib/pilotbed")
-from pilotbed.glidein import stage
+from pilotbed.glidein import builder
 first, second = builder.host_condor(), builder.host_condor()
 with tarfile.open(fileobj=io.BytesIO(first)) as archive:
     members = [[m.name, m.mode, m.uid, m.mtime] for m in archive.getmembers()]
