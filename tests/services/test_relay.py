@@ -755,7 +755,7 @@ def set_up_traversal(bed, **values):
         "X509_USER_PROXY": bed.proxy(), "X509_CERT_DIR": bed.ca.directory, "GLIDEIN_Pilot_Name": "pilot", **values,
     }  # fmt: skip
     config.write_text("".join(f"{name} {value}\n" for name, value in given.items()))
-    script = SOURCE / "glidein" / "stage" / "traversal_setup.sh"
+    script = SOURCE / "glidein" / "files" / "traversal_setup.sh"
     done = subprocess.run(["bash", script, config], capture_output=True, text=True, check=False, timeout=60)
     made = dict(line.split(" ", 1) for line in config.read_text().splitlines())
     if "RELAY_AGENT_PID" in made:
