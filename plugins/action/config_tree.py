@@ -48,8 +48,9 @@ class Imports:
         self._top = Path(top)
 
     def of_program(self, text, name):
-        """Return the modules that a script names in its import statements."""
-        return set() if "import" not in text else self._imported(ast.parse(text, name), "")
+        """Return the modules that a script in Python names in its import statements; none for any other program."""
+        first = text.partition("\n")[0]
+        return self._imported(ast.parse(text, name), "") if first.startswith("#!") and "python" in first else set()
 
     def closure(self, modules):
         """Return, below ``top``, the files of ``modules`` and of all that they import.

@@ -4,7 +4,7 @@
     home-submit ── home-router┤ wan, relay, central├── alpha-router ─▶ alpha-wn1 behind NAT
                               └────────────────────└── gamma-border ─▶ gamma-wn1 sealed
 
-`make test-relay` boots and deploys it. Pilots are started by hand, with the factory's own stage and an entry for each
+`make traversal` boots and deploys it. Pilots are started by hand, with the factory's own stage and an entry for each
 way; everything else is as users find it.
 """
 

@@ -152,13 +152,19 @@ def package(tmp_path: Path) -> Path:
 
 def test_a_program_stands_for_all_that_it_imports(package: Path) -> None:
     imports = load_action().Imports(package)
-    script = "import sys\nsys.path.insert(0, 'x')\nfrom pilotbed.relay.server import main\nsys.exit(main())\n"
+    script = "#!/usr/bin/python3 -I\nimport sys\nfrom pilotbed.relay.server import main\nsys.exit(main())\n"
     assert imports.closure(imports.of_program(script, "relay")) == [
         f"pilotbed/{name}" for name in (
             "__init__.py", "pool.py", "relay/__init__.py", "relay/protocol.py", "relay/server.py", "settings.py",
             "x509/__init__.py", "x509/names.py",
         )
     ]  # fmt: skip
+
+
+def test_a_program_that_is_not_python_imports_nothing(package: Path) -> None:
+    imports = load_action().Imports(package)
+    for script in ("#!/bin/sh\n# says what to import, and: it's done\n", "", "\x7fELF import pilotbed"):
+        assert imports.of_program(script, "ready") == set()
 
 
 def test_a_package_hands_on_its_files_that_are_no_modules(package: Path) -> None:
