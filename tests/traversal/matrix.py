@@ -18,7 +18,19 @@ from pilotbed.factory.config import TRAVERSALS
 from pilotbed_bench import document
 from pilotbed_suite import CHECKOUT, ansible, walk
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, SESSIONS, HandPilot, Job, Jobs, Site, arguments, as_user, ok, with_parameters
+from pilotbed_suite.support import (
+    GRID,
+    SESSIONS,
+    HandPilot,
+    Job,
+    Jobs,
+    Site,
+    arguments,
+    as_user,
+    ok,
+    pilot_proxies,
+    with_parameters,
+)
 from testinfra.host import Host
 
 MEGABYTES = 50
@@ -109,13 +121,12 @@ class Ways:
     def warm(self) -> None:
         """Have a pilot of the factory's at every site, by a job there: proxy and arguments are taken from it."""
         jobs = [self.jobs["public"].submit(self.alice, site) for site in GRID.sites]
-        keep = 'install -D -m 0600 "$(ls -t %s/*/user.proxy | head -n 1)" %s/user.proxy'
         for site, job in zip(GRID.sites, jobs, strict=True):
             assert job.done(240)["ExitCode"] == 0
             # That pilot may have retired, and its proxy with it, when the last one is started by hand.
             worker, kept = host(site.workers[0]), f"{SESSIONS}/pilotbed-test"
             self._stack.callback(worker.run, "rm -rf %s", kept)
-            ok(worker, keep, SESSIONS, kept)
+            ok(worker, "install -D -m 0600 %s %s/user.proxy", pilot_proxies(worker)[0], kept)
 
     def start(self, worker: str, way: str) -> HandPilot:
         """Start a pilot of that way on that kind of worker, unless it runs already."""

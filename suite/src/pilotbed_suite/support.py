@@ -311,6 +311,16 @@ def work_dirs(worker: Host) -> list[str]:
     return str(found.stdout).split()
 
 
+def pilot_proxies(worker: Host) -> list[str]:
+    """Return the proxies of the first VO's pilots in a site's session directories, the newest first."""
+    wanted = f"/CN={GRID.variable('grid_vos')[0]['pilot_service']}/"
+    look = (
+        f"for f in $(ls -t {SESSIONS}/*/user.proxy); do "
+        "openssl x509 -in $f -noout -subject -nameopt compat | grep -qF %s && echo $f; done"
+    )
+    return str(worker.run(look, wanted).stdout).split()
+
+
 def worker_with_a_pilot(site: Site) -> Host:
     """Return a worker of the site where one of the factory's pilots is, whose proxy can be borrowed."""
     there = until(f"a pilot at {site.name}", lambda: [node for node in map(host, site.workers) if work_dirs(node)])
@@ -344,7 +354,7 @@ class HandPilot:
 
     def __enter__(self) -> HandPilot:
         self._clear()
-        source = until("a pilot of the factory's is at the site", self._proxies)[0]
+        source = until("a pilot of the factory's is at the site", lambda: pilot_proxies(self.worker))[0]
         busy = {process.user for process in processes(self.worker)}
         gid = ok(self.worker, "getent group %s", self.group).split(":")[2]
         accounts = (line.split(":") for line in ok(self.worker, "getent passwd").splitlines())
@@ -388,9 +398,6 @@ class HandPilot:
         found = GRID.node("central_manager").run("condor_status -json -constraint %s", wanted).stdout
         slots: list[dict[str, Any]] = json.loads(found or "[]")
         return slots
-
-    def _proxies(self) -> list[str]:
-        return str(self.worker.run(f"ls -t {SESSIONS}/*/user.proxy").stdout).split()
 
     def check(self) -> None:
         """Fail with the pilot's own words if it has ended."""
