@@ -6,12 +6,10 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pilotbed.factory.config import TRAVERSALS
@@ -279,6 +277,6 @@ def table(found: Mapping[Cell, Outcome]) -> str:
 def join_schedd(way: str) -> None:
     """Have the schedd behind NAT joined in that way: role submit with another value of one variable."""
     command = [ansible("ansible-playbook"), "playbooks/pool.yml", "--limit", submit_of("NAT")]
-    command = [str(Path(sys.executable).with_name(command[0])), *command[1:], "--extra-vars", f"submit_traversal={way}"]
+    command += ["--extra-vars", f"submit_traversal={way}"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
