@@ -188,8 +188,11 @@ class Ways:
         given_back = starts and ad.get("JobStatus") == 1
         if cell.way == "ccb_tunnel" and (claims or lost or given_back) and (said := broker_ends()[self._ended :]):
             return Outcome(BROKEN, said[0], ad)
-        if lost or starts > 3:
-            return Outcome(UNTRANSFERRED, lost[1] if lost else "started and came back, again and again", ad)
+        # "Could not initiate file transfer", a minute after each start; once may be a moment's trouble.
+        errors = re.findall(r"(?m)^021 .*\n\s+(.*)", job.read("log"))
+        if lost or starts > 3 or len(errors) > 1:
+            said = lost[1] if lost else errors[-1] if errors else "started and came back, again and again"
+            return Outcome(UNTRANSFERRED, said, ad)
         if starts:
             return None
         # A tunnel's first one fails also where the schedd holds to a session of a broker that was started again.
