@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pilotbed_bench import document, glexec, mapping, run, trace
 from pilotbed_bench.glexec import start
 from pilotbed_lab import LabError
+from pilotbed_suite import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MS = 1_000_000
 
 

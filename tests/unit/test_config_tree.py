@@ -16,8 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from pilotbed_suite import CHECKOUT
 
 
 def load(path: Path) -> ModuleType:

@@ -9,7 +9,6 @@ import copy
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +17,7 @@ import yaml
 from pilotbed.dn import NotADn, parse
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import check_name
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from pilotbed_suite import CHECKOUT
 
 
 def plugin() -> ModuleType:

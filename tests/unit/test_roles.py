@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from pilotbed_suite import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from pilotbed_suite import CHECKOUT
 
 
 def validate(inventory: Path, scratch: Path) -> tuple[int, str, list[str]]:
