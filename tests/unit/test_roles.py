@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 
 
+@functools.cache
 def read(path: Path) -> Any:
     """Return the YAML of a file, or {} where there is none: a role has only the parts that it needs."""
     return yaml.safe_load(path.read_text()) if path.exists() else {}

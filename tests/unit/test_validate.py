@@ -29,9 +29,9 @@ def validate(inventory: Path, scratch: Path) -> tuple[int, str, list[str]]:
     return done.returncode, done.stdout + done.stderr, said
 
 
-@pytest.mark.parametrize("name", ["lab", "example-site", "small"])
-def test_ours_are_accepted(name: str, tmp_path: Path) -> None:
-    code, screen, said = validate(CHECKOUT / "inventory" / name, tmp_path)
+def test_the_example_is_accepted(tmp_path: Path) -> None:
+    """The inventories of the labs are, or there would be none: site.yml begins with validate.yml."""
+    code, screen, said = validate(CHECKOUT / "inventory/example-site", tmp_path)
     assert (code, said) == (0, []), screen
     assert re.search(r" [1-9]\d* task runs on ", screen)
 
