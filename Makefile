@@ -8,7 +8,7 @@ export LAB ?= lab
 lab := .venv/bin/python -m pilotbed_lab
 walk := .venv/bin/python -m pilotbed_suite.walk
 bench := .venv/bin/python -m pilotbed_bench
-pytest := .venv/bin/python -m pytest
+part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
 .PHONY: test lint unit services test-lab test-glexec small grid traversal ready
 .PHONY: bench bench-claims bench-relay bench-glexec
@@ -52,34 +52,23 @@ restore: ready ## every node back as it was, and a walk
 	$(walk)
 
 test: ready ## everything (CHANGED=1: but for parts that passed and see no change since)
-	@.venv/bin/python -m pilotbed_suite.parts $(if $(CHANGED),--changed)
+	@$(part) $(if $(CHANGED),--changed)
 
-lint: ready ## ansible-lint, yamllint, ruff, mypy, shellcheck
-	@tests/lint
+lint unit services small grid traversal: ready
+	@$(part) $@
 
-unit: ready ## decisions, without I/O; inventories and roles
-	@$(pytest) --numprocesses 2 tests/unit
+test-lab test-glexec: ready
+	@$(part) $(@:test-%=%)
 
-services: ready ## a real server or pilot, started inside the test
-	@$(pytest) tests/services
-
-test-lab: ready ## the life of a lab of two nodes, and of two labs
-	@$(pytest) tests/lab
-
-test-glexec: ready ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
-	@$(pytest) tests/glexec
-
-small: ready ## a grid on two nodes, in a lab of its own: services that share hosts
-	@$(pytest) tests/small
-
-grid: ready ## the running grid, asked as its users do (boots the lab first, if need be)
-	@$(lab) up
-	$(pytest) tests/grid
-
-traversal: ready ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
-	@export ANSIBLE_INVENTORY=inventory/common,inventory/lab,inventory/traversal
-	$(lab) up
-	$(pytest) tests/traversal
+# Each is a part of the suite: suite/src/pilotbed_suite/parts.py
+lint: ## ansible-lint, yamllint, ruff, mypy, shellcheck
+unit: ## decisions, without I/O; inventories and roles
+services: ## a real server or pilot, started inside the test
+test-lab: ## the life of a lab of two nodes, and of two labs
+test-glexec: ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
+small: ## a grid on two nodes, in a lab of its own: services that share hosts
+grid: ## the running grid, asked as its users do (boots the lab first, if need be)
+traversal: ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
 
 bench: ready ## how long, how much: var/bench.json
 	@$(bench) grid

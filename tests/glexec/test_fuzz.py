@@ -59,7 +59,7 @@ def test_proxy_with_any_byte_changed_is_refused_or_the_same(bed, verdict):
     same = verdict(genuine)
     assert same.startswith("mapped") and len(blocks) == 3
 
-    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from([None, *blocks]), st.integers(0, 10**6), st.integers(1, 255))
     def every(block, place, flip):
         if block is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
-from pilotbed_suite import CHECKOUT, ansible, inventory
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment, inventory
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, edited, ok, until
 
@@ -46,7 +46,7 @@ def site(directory, *arguments, **environment):
     log = directory / "site.log"
     done = subprocess.run(
         [ansible("ansible-playbook"), "playbooks/site.yml", *arguments], cwd=CHECKOUT, capture_output=True, text=True,
-        env={**os.environ, "PILOTBED_LOG": str(log), **environment}, check=False, timeout=DEADLINE,
+        env=ansible_environment(PILOTBED_LOG=str(log), **environment), check=False, timeout=DEADLINE,
     )  # fmt: skip
     text = log.read_text()
     totals = json.loads(text.rpartition(" STATS ")[2].partition("\n")[0])

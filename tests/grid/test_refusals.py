@@ -19,7 +19,7 @@ import subprocess
 from contextlib import ExitStack
 
 import pytest
-from pilotbed_suite import CHECKOUT, ansible
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import as_user, edited, ok, until, work_dirs, write
 
@@ -62,7 +62,7 @@ def reissue(grid, submit, carol):
         ok(submit, "rm -f %s %s", f"{home}/.globus/usercert.pem", f"{home}/.globus/userkey.pem")
         done = subprocess.run(
             [ansible("ansible-playbook"), "playbooks/pool.yml", "--limit", grid.names("submit")[0]],
-            cwd=CHECKOUT, env={**os.environ, "PILOTBED_LOG": os.devnull}, capture_output=True, text=True, check=False,
+            cwd=CHECKOUT, env=ansible_environment(PILOTBED_LOG=os.devnull), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 
 import pytest
-from pilotbed_suite import CHECKOUT, ansible
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, work_dirs, write
 
@@ -98,7 +98,7 @@ def playbook(name, **variables):
     given = [word for key, value in variables.items() for word in ("-e", json.dumps({key: value}))]
     done = subprocess.run(
         [ansible("ansible-playbook"), f"playbooks/{name}.yml", *given],
-        cwd=CHECKOUT, env={**os.environ, "PILOTBED_LOG": os.devnull}, capture_output=True, text=True, check=False,
+        cwd=CHECKOUT, env=ansible_environment(PILOTBED_LOG=os.devnull), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from pilotbed_suite import CHECKOUT, ansible, inventory, walk
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment, inventory, walk
 from pilotbed_suite.reach import host, service
 from pilotbed_suite.support import ok
 
@@ -60,7 +60,7 @@ def test_second_deployment_changes_nothing(walked, tmp_path):
     log = tmp_path / "site.log"
     done = subprocess.run(
         [ansible("ansible-playbook"), "playbooks/site.yml"], cwd=CHECKOUT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PILOTBED_LOG": str(log), "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(tmp_path / "facts")},
+        env=ansible_environment(PILOTBED_LOG=str(log)),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     text = log.read_text()

@@ -14,7 +14,7 @@ from typing import Any
 
 from pilotbed.factory.config import TRAVERSALS
 from pilotbed_bench import document
-from pilotbed_suite import CHECKOUT, ansible, walk
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment, walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import (
     GRID,
@@ -281,5 +281,5 @@ def join_schedd(way: str) -> None:
     """Have the schedd behind NAT joined in that way: role submit with another value of one variable."""
     command = [ansible("ansible-playbook"), "playbooks/pool.yml", "--limit", submit_of("NAT")]
     command += ["--extra-vars", f"submit_traversal={way}"]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, env=ansible_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -47,7 +47,7 @@ from poolbed import ABSURD, Pool, manifest, spoilt, state
 FACTORY, CLIENT = FactoryName("v1", "factory"), Client("vo", "main")
 FRONTEND_ID, FACTORY_ID = "frontend@grid.test", "factory@grid.test"
 KEY, OTHER_KEY = FactoryKey.generate(), FactoryKey.generate()
-FEW = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=100, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache

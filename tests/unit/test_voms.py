@@ -464,7 +464,7 @@ def mutated(people, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")  # cryptography warns of odd certificates that it reads
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(place=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_any_byte_changed(mutated, place, flip):
     genuine, verdict = mutated
@@ -474,7 +474,7 @@ def test_any_byte_changed(mutated, place, flip):
 
 
 @pytest.mark.filterwarnings("ignore")  # cryptography warns of odd certificates that it reads
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(start=st.integers(0, 10**6), length=st.integers(0, 40), put=st.binary(max_size=40))
 def test_any_piece_replaced(mutated, start, length, put):
     genuine, verdict = mutated
@@ -482,7 +482,7 @@ def test_any_piece_replaced(mutated, start, length, put):
     assert verdict(genuine[:start] + put + genuine[start + length :]) in (None, FQANS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_at_all(mutated, content):
     assert mutated[1](content) is None

@@ -346,7 +346,7 @@ def presented(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore")  # cryptography warns of what it reads: negative serial number, long country
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(which=st.integers(0, 1), place=st.integers(0, 10**6), flip=st.integers(1, 255))
 @example(which=1, place=12, flip=1)  # the version: another exception of cryptography's
 def test_any_byte_changed(presented, which, place, flip):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 
-from pilotbed_suite import CHECKOUT, ansible, lab_name, record
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment, lab_name, record
 
 from . import LabError, image, nodes, preflight, topology
 
@@ -61,12 +60,10 @@ def playbook(path: str, *arguments: str) -> None:
     """
     site_log = record("log/site.log")
     site_log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ, "LAB": lab_name(), "PILOTBED_LOG": str(site_log),
-        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(record("facts")),
-    }  # fmt: skip
-    command = [ansible("ansible-playbook"), path, *arguments]
-    process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [ansible("ansible-playbook"), path, *arguments], cwd=CHECKOUT, stderr=subprocess.PIPE, text=True,
+        env=ansible_environment(PILOTBED_LOG=str(site_log)),
+    )  # fmt: skip
     assert process.stderr is not None
     with open(site_log, "a") as log:
         for line in process.stderr:

@@ -28,6 +28,18 @@ def ansible(tool: str) -> str:
     return str(own) if own.exists() else tool
 
 
+def ansible_environment(**more: str) -> dict[str, str]:
+    """Return the environment of an Ansible command that works on this lab.
+
+    Facts are remembered for each lab: with those of another one a role would install what its node has.
+
+    Args:
+        more: variables that are set besides, or instead.
+    """
+    own = {"LAB": lab_name(), "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(record("facts"))}
+    return {**os.environ, **own, **more}
+
+
 def record(name: str) -> Path:
     """Return where this lab keeps what its commands say in the checkout's ``var``, such as ``log/site.log``.
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from . import CHECKOUT, GridError, ansible
+from . import CHECKOUT, GridError, ansible, ansible_environment
 
 
 class Inventory:
@@ -59,7 +59,7 @@ def load() -> Inventory:
         GridError: it cannot be read.
     """
     command = [ansible("ansible-inventory"), "--list"]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, env=ansible_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise GridError(f"the inventory cannot be read: {done.stderr.strip()}")
     return Inventory(json.loads(done.stdout))

@@ -1,7 +1,8 @@
 """``make test``: the parts of the whole test suite, side by side where they wait.
 
-Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, the others compute.
-Each writes to ``var/log/test-PART.log``; the end of it is shown when the part fails.
+Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, the others compute, and
+leave the processors to the grid, whose lane is the longer one. Each writes to ``var/log/test-PART.log``; the end of it
+is shown when the part fails. A part that runs alone writes to the screen.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO
 from xml.etree import ElementTree
 
 from . import CHECKOUT
 
 #: Lines of a failed part's log that are shown.
 SHOWN = 150
+#: Lanes whose parts leave the processors to the others, by so much (nice(1)).
+NICE = {"host": 5}
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,12 @@ class Runner:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
+        self._to_screen = False
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, parts: Sequence[Part]) -> None:
         """Run ``parts``; their outcomes are in ``outcomes`` then."""
+        self._to_screen = len(parts) == 1
         lanes = {part.lane: [other for other in parts if other.lane == part.lane] for part in parts}
         threads = [threading.Thread(target=self._lane, args=(lane,)) for lane in lanes.values()]
         for thread in threads:
@@ -154,7 +160,12 @@ class Runner:
             self._say(f"  {part.name:<12} begins")
             part.stamp.unlink(missing_ok=True)
             part.report.unlink(missing_ok=True)
-            passed = self._commands(part)
+            if self._to_screen:
+                passed = self._commands(part, None)
+            else:
+                part.log.parent.mkdir(parents=True, exist_ok=True)
+                with part.log.open("wb") as log:
+                    passed = self._commands(part, log)
             outcome.seconds = time.monotonic() - begun
             if self._stopped:
                 return
@@ -162,30 +173,30 @@ class Runner:
             if passed:
                 outcome.verdict = "ok"
                 part.stamp.write_text(digest)
-            else:
+            elif not self._to_screen:
                 self._show(part)
             self._say(f"  {part.name:<12} {_line(outcome)}")
 
-    def _commands(self, part: Part) -> bool:
-        part.log.parent.mkdir(parents=True, exist_ok=True)
-        with part.log.open("wb") as log:
-            for words in part.commands:
-                command = list(words)
-                if words[0] == "pytest":
-                    command = [sys.executable, "-m", "pytest", *words[1:], f"--junit-xml={part.report}"]
-                with self._lock:
-                    if self._stopped:
-                        return False
-                    process = subprocess.Popen(
-                        command, cwd=CHECKOUT, env={**os.environ, **part.environment}, stdin=subprocess.DEVNULL,
-                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                    )  # fmt: skip
-                    self._running.add(process)
-                code = process.wait()
-                with self._lock:
-                    self._running.discard(process)
-                if code:
+    def _commands(self, part: Part, log: IO[bytes] | None) -> bool:
+        for words in part.commands:
+            command = list(words)
+            if words[0] == "pytest":
+                command = [sys.executable, "-m", "pytest", *words[1:], f"--junit-xml={part.report}"]
+            with self._lock:
+                if self._stopped:
                     return False
+                process = subprocess.Popen(
+                    command, cwd=CHECKOUT, env={**os.environ, **part.environment}, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+                if log:
+                    _leave_processors(process.pid, NICE.get(part.lane, 0))
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
+            if code:
+                return False
         return True
 
     def _show(self, part: Part) -> None:
@@ -196,6 +207,16 @@ class Runner:
     def _say(self, text: str) -> None:
         with self._lock:
             print(text, flush=True)
+
+
+def _leave_processors(session: int, nice: int) -> None:
+    """Give the processes of a session less of the processors.
+
+    Where the kernel shares them out by sessions, a process' own nice value counts within its session only: sched(7).
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, session, nice)
+        Path(f"/proc/{session}/autogroup").write_text(str(nice))
 
 
 def _count(outcome: Outcome) -> None:
@@ -244,12 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _told_to_stop(runner):
         runner.run(chosen)
     outcomes = [runner.outcomes[part.name] for part in chosen]
+    broken = [one.part.name for one in outcomes if one.verdict == "FAILED"]
+    if len(chosen) == 1:
+        return 1 if broken else 0
     print(f"\n  {'part':<12} {'':<12} {'time':>9}")
     for outcome in outcomes:
         print(f"  {outcome.part.name:<12} {_line(outcome)}")
     print(f"  {'all':<12} {'':<12} {time.monotonic() - begun:7.1f} s\n")
     passed, failed, skipped = (sum(getattr(one, name) for one in outcomes) for name in ("passed", "failed", "skipped"))
-    broken = [one.part.name for one in outcomes if one.verdict == "FAILED"]
     if broken:
         print(f"failed: {', '.join(broken)}")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
