@@ -1,4 +1,4 @@
-"""A grid on two nodes, of a lab of its own: services that share a host work, and have nothing else in common.
+"""A grid on two nodes: services that share a host work, and have nothing else in common. `make small` deploys it.
 
     services  CA, VOMS, MyProxy, collector, negotiator, schedd, factory (an HTCondor of its own), frontend, relay
         │  10.70.0.0/24
@@ -6,45 +6,17 @@
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 
 import pytest
-from pilotbed_suite import CHECKOUT, ansible, ansible_environment, inventory, walk
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment, walk
 from pilotbed_suite.reach import host, service
 from pilotbed_suite.support import ok
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nodes are made by root")
-
-ENVIRONMENT = {"LAB": "smalltest", "ANSIBLE_INVENTORY": "inventory/common,inventory/small"}
-
-
-def lab(command):
-    done = subprocess.run(
-        [sys.executable, "-m", "pilotbed_lab", command], cwd=CHECKOUT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module", autouse=True)
-def deployed():
-    """The two nodes with the grid on them; they are removed at the end."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in ENVIRONMENT.items():
-            patched.setenv(name, value)
-        inventory.load.cache_clear()
-        try:
-            lab("up")
-            yield
-        finally:
-            lab("destroy")
-            inventory.load.cache_clear()
-
 
 @pytest.fixture(scope="module")
-def walked(deployed):
+def walked():
     return walk.walk()
 
 

@@ -87,9 +87,11 @@ def _tests(*places: str) -> tuple[str, ...]:
     return ("pytest", *places)
 
 
-_UP = (sys.executable, "-m", "pilotbed_lab", "up")
+_UP, _DESTROY = ((sys.executable, "-m", "pilotbed_lab", command) for command in ("up", "destroy"))
 _LAB = ("lab", "suite", "pyproject.toml", "requirements.txt")
 _DEPLOYED = ("ansible.cfg", "inventory", "playbooks", "plugins", "roles", "services", "bootstrap")
+#: These need a site and no more: they are tried on the small grid.
+_BATCH = "tests/grid/test_batch.py"
 
 PARTS = (
     Part("lint", "host", (("tests/lint",),), (".",)),
@@ -97,8 +99,12 @@ PARTS = (
     Part("services", "host", (_tests("tests/services"),), ("services", "tests/services", "tests/pki.py", *_LAB)),
     Part("lab", "host", (_tests("tests/lab"),), ("roles", "tests/lab", *_LAB)),
     Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
-    Part("small", "host", (_tests("tests/small"),), ("tests/small", *_DEPLOYED, *_LAB)),
-    Part("grid", "grid", (_UP, _tests("tests/grid")), ("tests/grid", *_DEPLOYED, *_LAB)),
+    Part(
+        "small", "host", (_UP, _tests("tests/small", _BATCH), _DESTROY),
+        ("tests/small", _BATCH, "tests/grid/conftest.py", *_DEPLOYED, *_LAB),
+        {"ANSIBLE_INVENTORY": "inventory/common,inventory/small", "LAB": "small"},
+    ),
+    Part("grid", "grid", (_UP, _tests("tests/grid", f"--ignore={_BATCH}")), ("tests/grid", *_DEPLOYED, *_LAB)),
     Part(
         "traversal", "grid", (_UP, _tests("tests/traversal")), ("tests/traversal", "docs", "bench", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/lab,inventory/traversal"},
