@@ -96,7 +96,10 @@ _BATCH = "tests/grid/test_batch.py"
 PARTS = (
     Part("lint", "host", (("tests/lint",),), (".",)),
     Part("unit", "host", (_tests("--numprocesses", "2", "tests/unit"),), (".",)),
-    Part("services", "host", (_tests("tests/services"),), ("services", "tests/services", "tests/pki.py", *_LAB)),
+    Part(
+        "services", "host", (_tests("--numprocesses", "3", "--dist", "loadfile", "tests/services"),),
+        ("services", "tests/services", "tests/pki.py", *_LAB),
+    ),
     Part("lab", "host", (_tests("tests/lab"),), ("roles", "tests/lab", *_LAB)),
     Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
     Part(
