@@ -169,7 +169,12 @@ def transfers(jobs, site, alice, extra, proxy):
             refused = ad.get("LastRejMatchTime", 0) > ad["QDate"] + 3 and state == "idle"
             return "no pilot takes it" if refused else state if state in ("done", "held", "removed") else ""
 
-        ends = {what: until(f"end of {what}", lambda job=job: end(job)) for what, job in made.items()}
+        try:
+            ends = {what: until(f"end of {what}", lambda job=job: end(job)) for what, job in made.items()}
+        except pytest.fail.Exception as error:
+            logs = f"{PurePosixPath(proxy).parents[1]}/log/StarterLog.*"
+            error.add_note(host(site.workers[0]).run(f"tail -n 80 {logs}").stdout)
+            raise
         found = {what: (ends[what], job.read("loot")) for what, job in made.items()}
         for job in made.values():
             job.remove()
