@@ -126,7 +126,7 @@ WAYS = ("condor_vacate_job", "condor_vacate_job -fast", "kill -9 of its starter"
 KILL_STARTER = """pid=%s
 while [ "$pid" -gt 1 ]; do
     [ "$(cat /proc/$pid/comm)" = condor_starter ] && kill -KILL "$pid" && exit
-    pid=$(ps -o ppid= "$pid")
+    pid=$(($(ps -o ppid= "$pid")))
 done
 exit 1"""
 

@@ -9,7 +9,7 @@ way; everything else is as users find it.
 """
 
 import pytest
-from matrix import Ways
+from matrix import Ways, warm
 from pilotbed_suite.support import GRID
 
 
@@ -23,8 +23,14 @@ def grid():
     return GRID
 
 
+@pytest.fixture(scope="session")
+def warmed():
+    with warm():
+        yield
+
+
 @pytest.fixture(scope="module")
-def ways():
+def ways(warmed):
     """Pilots and jobs of a module; all are gone at its end."""
     with Ways() as made:
         yield made

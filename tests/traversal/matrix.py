@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -94,6 +94,22 @@ def submit_of(kind: str) -> str:
     return hidden[0] if kind == "NAT" else next(name for name in GRID.names("submit") if name not in hidden)
 
 
+@contextlib.contextmanager
+def warm() -> Iterator[None]:
+    """Have had a pilot of the factory's at every site, by a job there: its proxy is kept for those started by hand."""
+    with contextlib.ExitStack() as stack:
+        jobs = Jobs(host(submit_of("public")))
+        stack.callback(jobs.close)
+        made = [jobs.submit(walk.walker("alice"), site) for site in GRID.sites]
+        for site, job in zip(GRID.sites, made, strict=True):
+            assert job.done(240)["ExitCode"] == 0
+            # That pilot may have retired, and its proxy with it, when the last one is started by hand.
+            worker, kept = host(site.workers[0]), f"{SESSIONS}/pilotbed-test"
+            stack.callback(worker.run, "rm -rf %s", kept)
+            ok(worker, "install -D -m 0600 %s %s/user.proxy", pilot_proxies(worker)[0], kept)
+        yield
+
+
 class Ways:
     """Pilots by worker and way, and the jobs; a context that leaves nothing behind."""
 
@@ -115,16 +131,6 @@ class Ways:
     @cached_property
     def _manifest(self) -> dict[str, Any]:
         return json.loads(ok(GRID.node("factory"), "cat /var/lib/pilotbed/factory/stage/manifest.json"))
-
-    def warm(self) -> None:
-        """Have a pilot of the factory's at every site, by a job there: proxy and arguments are taken from it."""
-        jobs = [self.jobs["public"].submit(self.alice, site) for site in GRID.sites]
-        for site, job in zip(GRID.sites, jobs, strict=True):
-            assert job.done(240)["ExitCode"] == 0
-            # That pilot may have retired, and its proxy with it, when the last one is started by hand.
-            worker, kept = host(site.workers[0]), f"{SESSIONS}/pilotbed-test"
-            self._stack.callback(worker.run, "rm -rf %s", kept)
-            ok(worker, "install -D -m 0600 %s %s/user.proxy", pilot_proxies(worker)[0], kept)
 
     def start(self, worker: str, way: str) -> HandPilot:
         """Start a pilot of that way on that kind of worker, unless it runs already."""

@@ -384,7 +384,6 @@ class Bed:
 @pytest.fixture(scope="module")
 def bed(ways):
     """One after the other, so that each sees the load that the one before it made."""
-    ways.warm()
     pilots = {}
     for node in WORKERS:
         site = next(site for site in GRID.sites if node in site.workers)

@@ -78,7 +78,6 @@ class Ran:
 def ran(ways, border):
     found, before = {}, drops()
     inside = [(worker, way) for worker in WORKERS for way in TRAVERSALS if worker != "sealed" or way in BORDERED]
-    ways.warm()
     for worker, way in inside:
         ways.start(worker, way)
     ways.wait(inside)

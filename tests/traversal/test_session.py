@@ -22,7 +22,6 @@ def pilot(ways):
     """A pilot behind NAT that does without glexec, known to the pool."""
     site, name = worker_of("NAT")
     join_schedd(GRID.variable("submit_traversal", submit_of("NAT")))
-    ways.warm()
     with frontend_stage(without_glexec) as options:
         made = ways.pilot("session", site, name, "relay", options)
         until("the pool knows the pilot", made.slots, 120)
