@@ -78,6 +78,12 @@ def filtered_site():
 
 
 @pytest.fixture(scope="session")
+def any_site():
+    """A site, of any kind: for what is the same at all of them."""
+    return GRID.site("", lambda site: True)
+
+
+@pytest.fixture(scope="session")
 def alice():
     return walk.walker("alice")
 

@@ -1,16 +1,15 @@
-"""What users do daily, each as an ordinary user on the submit host: DAGs, arrays, files, spooling, their own tools.
+"""What users do daily, each as an ordinary user on the submit host: DAGs, arrays, files, spooling, fair share.
 
     alice@submit ── condor_submit, condor_submit_dag ──▶ schedd ──▶ pilots          refused there: what could never run
-    alice@submit ── condor_status, condor_userprio ──▶ collector, negotiator        by her proxy, with nothing else set
 
 What runs is submitted at once, and looked at afterwards.
 """
 
 import re
 import time
-from contextlib import contextmanager
 
 import pytest
+from desk import PLACE, Desk, cluster
 from pilotbed_suite.support import (
     GRID,
     HandPilot,
@@ -23,26 +22,6 @@ from pilotbed_suite.support import (
     write,
 )
 
-#: The directory in a user's home where all this happens.
-PLACE = "users-test"
-SUBMIT = """executable = payload.sh
-arguments = $(Process)
-output = {name}.$(Process).out
-error = {name}.$(Process).err
-log = {name}.log
-use_x509userproxy = true
-should_transfer_files = yes
-request_memory = 128
-+DESIRED_Sites = "{site}"
-{extra}
-queue {queue}
-"""
-#: Makes a file from one that it was given; node B of the DAG fails at the first try.
-PAYLOAD = """#!/bin/sh
-echo "$(id -un) $*"
-[ ! -e given.txt ] || tr a-z A-Z < given.txt > made.txt
-[ "$1 $2" != "B 0" ] || exit 3
-"""
 DAG = """JOB A node.sub
 JOB B node.sub
 JOB C node.sub
@@ -63,57 +42,10 @@ sys.stdout.write(make_proxy(issuer, lifetime).pem().decode())
 """
 
 
-def cluster(said):
-    """The cluster of what condor_submit -terse has said: "7.0 - 7.49"."""
-    return re.search(r"^(\d+)\.\d+ - ", said, re.MULTILINE)[1]
-
-
-class Desk:
-    """A user's place at the submit host."""
-
-    def __init__(self, node, walker, site):
-        self.node, self.account, self.site = node, walker.account, site
-        self.home = ok(node, "getent passwd %s", walker.account).split(":")[5]
-        self.uid = ok(node, "id -u %s", walker.account).strip()
-        as_user(node, self.account, f"rm -rf {PLACE}; mkdir {PLACE}")
-        self.run(f"voms-proxy-init --quiet --voms {walker.voms}")
-        self.put("payload.sh", PAYLOAD, "0755")
-
-    def run(self, command, fails=False):
-        """Run a command that must succeed, or fail; return what it said."""
-        code, said = as_user(self.node, self.account, f"cd {PLACE} && {command}")
-        assert (code != 0) is fails, f"{self.account}: {command}: {said}"
-        return said
-
-    def put(self, name, text, mode="0644"):
-        write(self.node, f"{self.home}/{PLACE}/{name}", text, self.account, mode)
-
-    def describe(self, name, extra="", queue=""):
-        self.put(f"{name}.sub", SUBMIT.format(name=name, site=self.site.name, extra=extra, queue=queue))
-
-    def submit(self, name, extra="", queue="", options=""):
-        """Submit a cluster; return its number."""
-        self.describe(name, extra, queue)
-        return cluster(self.run(f"condor_submit -terse {options} {name}.sub"))
-
-    def asked(self, cluster, *attributes):
-        """What queue and history say of the cluster's jobs."""
-        tools = (f"{tool} {cluster} -af {' '.join(attributes)}" for tool in ("condor_q", "condor_history"))
-        return self.run("; ".join(tools)).splitlines()
-
-    def wait(self, cluster, jobs=1, status="4", deadline=240):
-        """Wait until all jobs of a cluster have ended."""
-        until(f"{jobs} jobs of cluster {cluster} end",
-              lambda: self.asked(cluster, "JobStatus").count(status) == jobs, deadline, every=1)  # fmt: skip
-
-    def close(self):
-        as_user(self.node, self.account, f"condor_rm -all; rm -rf {PLACE}")
-
-
 @pytest.fixture(scope="module")
-def desk(submit, alice, filtered_site, pilots):
-    pilots(filtered_site, 2)
-    made = Desk(submit, alice, filtered_site)
+def desk(submit, alice, any_site, pilots):
+    pilots(any_site, 2)
+    made = Desk(submit, alice, any_site)
     yield made
     made.close()
 
@@ -190,85 +122,6 @@ def test_the_daemons_logs_are_closed_to_users(desk, work):
     desk.wait(work["array"], 50)
     assert ok(desk.node, "grep -c ACCEPTED /var/log/condor/ShadowLog").strip() != "0"
     assert "Permission denied" in desk.run("cat /var/log/condor/ShadowLog", fails=True)
-
-
-# -- a user's own tools --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def by_ssh(desk):
-    """How to run a command over ssh, without a login shell."""
-    key, mine = "/run/pilotbed-test-key", f"{desk.home}/.ssh"
-    try:
-        ok(desk.node, "rm -f %s*; ssh-keygen -q -t ed25519 -N '' -f %s", key, key)
-        ok(desk.node, "install -d -m 0700 -o %s %s && install -m 0600 -o %s %s %s",
-           desk.account, mine, desk.account, f"{key}.pub", f"{mine}/authorized_keys")  # fmt: skip
-        yield (
-            f"ssh -n -i {key} -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "
-            f"-o LogLevel=ERROR {desk.account}@localhost -- "
-        )
-    finally:
-        desk.node.run("rm -rf %s* %s", key, mine)
-
-
-TOOLS = {
-    "condor_status": r"slot1@glidein_",
-    "condor_userprio -allusers": r"alice@",
-    "condor_q -better-analyze {job}": r"of [1-9]\d* slots on",
-    "condor_history -limit 1": r"payload.sh",
-}
-
-
-@pytest.fixture(scope="module")
-def hopeless(desk):
-    """A job that fits no slot, for the analysis."""
-    return desk.submit("hopeless", 'requirements = TARGET.GLIDEIN_Site == "nowhere"')
-
-
-@pytest.fixture(params=["login", "ssh", "nothing set"])
-def way(request, desk):
-    """How the user's command is run."""
-    if request.param == "login":
-        yield f"runuser --login {desk.account} --command "
-    elif request.param == "nothing set":
-        yield f"cd / && runuser -u {desk.account} -- env -i PATH=/usr/bin sh -c "
-    else:
-        with by_ssh(desk) as way:
-            yield way
-
-
-def test_users_tools_take_the_users_proxy(desk, work, hopeless, way):
-    desk.wait(work["items"], 3)
-    for tool, shown in TOOLS.items():
-        said = ok(desk.node, way + "%s", tool.format(job=hopeless))
-        assert re.search(shown, said, re.IGNORECASE), said
-
-
-@pytest.fixture
-def proxy(desk):
-    """The path of the user's proxy, which is put back at the end."""
-    path = f"/tmp/x509up_u{desk.uid}"
-    ok(desk.node, "cp -p %s %s", path, "/run/pilotbed-test-proxy")
-    yield path
-    ok(desk.node, "mv %s %s", "/run/pilotbed-test-proxy", path)
-
-
-@pytest.mark.parametrize("tool", ["condor_status", "condor_userprio", "condor_q -better-analyze {job}"])
-def test_a_tool_without_a_proxy_says_so(desk, hopeless, proxy, tool):
-    ok(desk.node, "rm %s", proxy)
-    said = desk.run(tool.format(job=hopeless), fails=True)
-    assert f"no proxy in {proxy}" in said
-    assert "voms-proxy-init" in said
-
-
-def test_a_tool_with_a_broken_proxy_says_so(desk, proxy):
-    ok(desk.node, "echo nothing > %s", proxy)
-    assert f"the proxy in {proxy} has expired" in desk.run("condor_status", fails=True)
-
-
-def test_a_tool_that_needs_no_proxy_is_silent(desk, proxy):
-    ok(desk.node, "rm %s", proxy)
-    assert "proxy" not in desk.run("condor_q -totals && condor_history -limit 1")
 
 
 # -- what could never run ------------------------------------------------------------------------------------------
@@ -351,14 +204,14 @@ SHORT = "max_idle = 4\nexecutable = /bin/sleep\ntransfer_executable = false\narg
 
 
 @pytest.fixture(scope="module")
-def starts(submit, central, alice, bob, desk, filtered_site):
+def starts(submit, central, alice, bob, desk, any_site):
     """When jobs started, in seconds after bob's submission, while alice had all slots: {account: [...]}, by claims.
 
     "ours" is the pool; "HTCondor's" a pilot whose claims last as long as HTCondor has it, for the control.
     """
-    other = Desk(submit, bob, filtered_site)
-    options = with_parameters(arguments(filtered_site), CLAIM_WORKLIFE="1200")
-    with HandPilot(worker_with_a_pilot(filtered_site), options) as pilot:
+    other = Desk(submit, bob, any_site)
+    options = with_parameters(arguments(any_site), CLAIM_WORKLIFE="1200")
+    with HandPilot(worker_with_a_pilot(any_site), options) as pilot:
         until("the control's pilot is there", pilot.slots)
         places = {
             "ours": (f'requirements = split(TARGET.Name, "@")[1] != "{pilot.name}"\n+DESIRED_Sites = undefined', "200"),

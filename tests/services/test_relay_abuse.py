@@ -230,9 +230,16 @@ def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, 
                 if told not in (None, code):
                     made["told", told] += 1
 
-    kept = share_kept(traffic, attack)
+    kept, stop = share_kept(traffic, attack), threading.Event()
+    with ThreadPoolExecutor(1) as pool:  # where the machine was busy, not each has had its turn
+        rest = pool.submit(attack, stop)
+        try:
+            eventually(lambda: len(made) >= len(attempts) and min(made.values()) >= 3, 60, evidence=lambda: str(made))
+        finally:
+            stop.set()
+        rest.result()
     assert not [key for key in made if key[0] == "told"]
-    assert min(made.values()) >= 3 and len(made) == len(attempts), made
+    assert len(made) == len(attempts), made
     # Who hangs up first may be counted a moment later.
     eventually(lambda: sum(bed.status()["refusals"].values()) >= sum(made.values()), evidence=bed.relay.text)
     for (code, words), count in made.items():
@@ -265,29 +272,18 @@ def client_hello():
     return outgoing.read()
 
 
-@pytest.mark.parametrize("traffic", [10**12], indirect=True)
-def test_handshakes_give_way_to_traffic_at_full_speed(bed, traffic):
-    """Sixteen who have the relay answer one hello after another.
-
-    What is counted is whom it answers: throughput as such depends on who else computes on this machine.
-    """
+def test_traffic_goes_on_beside_a_flood_of_handshakes(bed, traffic):
+    """Sixteen who have the relay answer one hello after another; what they get: tests/unit/test_relay_throttle.py."""
     command = [sys.executable, "-c", HELLO_SENDER, str(bed.control), client_hello().hex()]
-    with contextlib.ExitStack() as stack:
-        for _ in range(16):
-            stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
-        eventually(lambda: bed.refused("lost") >= 16)
 
-        def answered(pump):
-            bed.pump.send_signal(pump)
-            began, before, moved = time.monotonic(), bed.refused("lost"), traffic()
-            time.sleep(1.0)
-            seconds = time.monotonic() - began
-            return (bed.refused("lost") - before) / seconds, (traffic() - moved) / seconds
+    def attack(stop):
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
+            stop.wait()
 
-        rounds = [(answered(signal.SIGSTOP), answered(signal.SIGCONT)) for _ in range(3)]
-    print(f"answers and bytes a second, without traffic and with it: {rounds}")
-    assert statistics.median(beside / alone for (alone, _), (beside, _) in rounds) < 0.2
-    assert min(moved for _, (_, moved) in rounds) > 2 * RATE
+    assert share_kept(traffic, attack) >= 0.8
+    eventually(lambda: bed.refused("lost") >= 16, evidence=bed.relay.text)
 
 
 def test_strangers_on_a_dedicated_port_reach_the_daemon_at_most(bed, traffic):

@@ -91,7 +91,7 @@ _UP, _DESTROY = ((sys.executable, "-m", "pilotbed_lab", command) for command in 
 _LAB = ("lab", "suite", "pyproject.toml", "requirements.txt")
 _DEPLOYED = ("ansible.cfg", "inventory", "playbooks", "plugins", "roles", "services", "bootstrap")
 #: These need a site and no more: they are tried on the small grid.
-_BATCH = "tests/grid/test_batch.py"
+_ANY_SITE = tuple(f"tests/grid/test_{name}.py" for name in ("batch", "starter", "users"))
 
 PARTS = (
     Part("lint", "host", (("tests/lint",),), (".",)),
@@ -103,11 +103,11 @@ PARTS = (
     Part("lab", "host", (_tests("tests/lab"),), ("roles", "tests/lab", *_LAB)),
     Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
     Part(
-        "small", "host", (_UP, _tests("tests/small", _BATCH), _DESTROY),
-        ("tests/small", _BATCH, "tests/grid/conftest.py", *_DEPLOYED, *_LAB),
+        "small", "host", (_UP, _tests("tests/small", *_ANY_SITE), _DESTROY),
+        ("tests/small", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/small", "LAB": "small"},
     ),
-    Part("grid", "grid", (_UP, _tests("tests/grid", f"--ignore={_BATCH}")), ("tests/grid", *_DEPLOYED, *_LAB)),
+    Part("grid", "grid", (_UP, _tests("tests/grid", *(f"--ignore={each}" for each in _ANY_SITE))), ("tests/grid", *_DEPLOYED, *_LAB)),
     Part(
         "traversal", "grid", (_UP, _tests("tests/traversal")), ("tests/traversal", "docs", "bench", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/lab,inventory/traversal"},
