@@ -107,7 +107,10 @@ PARTS = (
         ("tests/small", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/small", "LAB": "small"},
     ),
-    Part("grid", "grid", (_UP, _tests("tests/grid", *(f"--ignore={each}" for each in _ANY_SITE))), ("tests/grid", *_DEPLOYED, *_LAB)),
+    Part(
+        "grid", "grid", (_UP, _tests("tests/grid", *(f"--ignore={each}" for each in _ANY_SITE))),
+        ("tests/grid", *_DEPLOYED, *_LAB),
+    ),
     Part(
         "traversal", "grid", (_UP, _tests("tests/traversal")), ("tests/traversal", "docs", "bench", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/lab,inventory/traversal"},
