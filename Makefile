@@ -11,7 +11,7 @@ bench := .venv/bin/python -m pilotbed_bench
 part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
 .PHONY: test lint unit services test-lab test-glexec small grid traversal ready
-.PHONY: bench bench-claims bench-relay bench-glexec
+.PHONY: molecule bench bench-claims bench-relay bench-glexec
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -69,6 +69,9 @@ test-glexec: ## glexec and the mapping service on a worker of their own: table, 
 small: ## a grid on two nodes, in a lab of its own: services that share hosts
 grid: ## the running grid, asked as its users do (boots the lab first, if need be)
 traversal: ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
+
+molecule: ready ## every scenario, one after the other (SCENARIO=name: that one): docs/molecule.md
+	@molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
 
 bench: ready ## how long, how much: var/bench.json
 	@$(bench) grid

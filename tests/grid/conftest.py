@@ -15,7 +15,19 @@ from pilotbed_suite.support import GRID, HOLD, Jobs, until
 TOLD = pytest.StashKey[set]()
 
 
+#: What a scenario of molecule can choose by `-m` (extensions/molecule).
+MARKERS = {
+    "walk": "users' jobs at every site, and what each part of the grid did for them",
+    "batch": "a batch system: G1 to G14 of docs/glexec.md",
+    "revocation": "who is revoked or banned is kept out everywhere, and let in again",
+    "vos": "two VOs on one grid",
+    "edges": "what the firewalls of sites let through",
+}
+
+
 def pytest_configure(config):
+    for name, what in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
     config.addinivalue_line(
         "markers",
         "stage(number): when a module of the grid tests runs: 0 makes pilots that others find warm, 1 (default) leaves "
@@ -81,6 +93,12 @@ def filtered_site():
 def any_site():
     """A site, of any kind: for what is the same at all of them."""
     return GRID.site("", lambda site: True)
+
+
+@pytest.fixture(scope="session")
+def local_site():
+    """A site whose workers ask their own LCMAPS."""
+    return GRID.site("without a mapping service", lambda site: site.ce not in GRID.names("mapping_service"))
 
 
 @pytest.fixture(scope="session")

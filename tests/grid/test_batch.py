@@ -14,6 +14,8 @@ import pytest
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, as_user, ok, processes, until, write
 
+pytestmark = [pytest.mark.stage(2), pytest.mark.batch]
+
 HERE = "/var/tmp/pilotbed-test-batch"
 _serial = itertools.count(1)
 
@@ -121,8 +123,11 @@ def batch(request):
     """A site with that batch system."""
     group = f"batch_{request.param}"
     site = GRID.site(f"with {request.param}", lambda site: site.ce in GRID.names(group))
-    # The last worker: Slurm fills the first one with pilots, and these jobs would wait for them.
-    return SYSTEMS[request.param](host(site.ce), [name for name in site.workers if name in GRID.names(group)][-1])
+    node = [name for name in site.workers if name in GRID.names(group)][-1]
+    # Pilots that wait for jobs would have the slots.
+    GRID.node("factory").run("pilotbed-factory-pool condor_rm -all")
+    until("no pilot is left", lambda: not [one for one in processes(host(node)) if "glidein_startup" in one.args], 120)
+    return SYSTEMS[request.param](host(site.ce), node)
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,9 @@ def reissue(grid, submit, carol):
 
 
 @pytest.fixture(scope="module")
-def revoked(grid, submit, jobs, carol, filtered_site, pilots, reissue):
+def revoked(grid, submit, jobs, carol, local_site, pilots, reissue):
     """Carol's certificate is revoked; gives her job, held since before that, and the certificate's serial number."""
-    pilots(filtered_site)
+    pilots(local_site)
     certificate = ok(submit, "getent passwd %s", carol.account).split(":")[5] + "/.globus/usercert.pem"
 
     def good():
@@ -80,7 +80,7 @@ def revoked(grid, submit, jobs, carol, filtered_site, pilots, reissue):
 
     if not good():
         reissue()  # an earlier run was interrupted
-    job = jobs.submit(carol, filtered_site, extra="hold = true")
+    job = jobs.submit(carol, local_site, extra="hold = true")
     serial = ok(submit, "openssl x509 -noout -serial -in %s", certificate).strip().partition("=")[2]
     ok(grid.node("certificate_authority"), "pilotbed-ca revoke %s --days 7", identity(submit, carol.account))
     yield job, serial
@@ -88,6 +88,7 @@ def revoked(grid, submit, jobs, carol, filtered_site, pilots, reissue):
         reissue()
 
 
+@pytest.mark.revocation
 def test_authority_publishes_the_revocation_at_once(grid, revoked):
     published = ok(grid.node("certificate_authority"), "openssl crl -noout -text -in /srv/ca/ca.r0")
     assert f"Serial Number: {revoked[1]}" in published
@@ -122,24 +123,25 @@ def test_voms_gives_the_same_to_whom_it_belongs(grid, submit, alice):
 # -- the site ------------------------------------------------------------------------------------------------------
 
 
-def test_schedd_takes_no_job_of_a_non_member(jobs, mallory, filtered_site):
+def test_schedd_takes_no_job_of_a_non_member(jobs, mallory, local_site):
     """Past the schedd, glexec would refuse: row client-cert-no-voms of docs/glexec.md."""
     with pytest.raises(AssertionError, match="is of no VO; pilots run for"):
-        jobs.submit(mallory, filtered_site, proxy="voms-proxy-init --quiet")
+        jobs.submit(mallory, local_site, proxy="voms-proxy-init --quiet")
 
 
 @pytest.fixture(scope="module")
-def banned(submit, jobs, bob, filtered_site):
+def banned(submit, jobs, bob, local_site):
     """Bob is banned at the site until the module's end; gives his job, and his log when it was refused."""
     dn = identity(submit, bob.account)
     with ExitStack() as bans:
-        for name in filtered_site.workers:
+        for name in local_site.workers:
             ban = "printf '\"%%s\"\\n' %s >> $f"
             bans.enter_context(edited(host(name), "/etc/grid-security/ban_users.db", ban, dn))
-        job = jobs.submit(bob, filtered_site)
-        yield job, given_back(job, filtered_site), bans
+        job = jobs.submit(bob, local_site)
+        yield job, given_back(job, local_site), bans
 
 
+@pytest.mark.revocation
 def test_banned_users_job_does_not_run(banned):
     _, told, _ = banned
     assert re.search(r"glexec 203: the site gives .* no account", told)
@@ -157,21 +159,21 @@ sys.stdout.write(make_proxy(issuer, lifetime).pem().decode())
 """
 
 
-def test_schedd_takes_no_job_with_an_expired_proxy(submit, jobs, alice, hidden_site):
+def test_schedd_takes_no_job_with_an_expired_proxy(submit, jobs, alice, local_site):
     write(submit, "/run/pilotbed-test-proxy.py", MAKE_PROXY, mode="0644")
     voms = f"voms-proxy-init --quiet --voms {alice.voms} --out ~/test-voms.pem"
     make = f"{voms} && python3 -I /run/pilotbed-test-proxy.py {{}} ~/test-voms.pem > /tmp/x509up_u$(id -u)"
     before = ok(submit, "condor_q -allusers -totals -af ClusterId")
     with pytest.raises(AssertionError, match=r"proxy.*expired"):
-        jobs.submit(alice, hidden_site, proxy=make.format(-60))
+        jobs.submit(alice, local_site, proxy=make.format(-60))
     assert ok(submit, "condor_q -allusers -totals -af ClusterId") == before
-    jobs.submit(alice, hidden_site, extra="hold = true", proxy=make.format(3600)).remove()
+    jobs.submit(alice, local_site, extra="hold = true", proxy=make.format(3600)).remove()
 
 
 @pytest.mark.parametrize(("seconds", "code", "message"), [(-60, 201, "expired"), (3600, 203, "not in pool_accounts")])
-def test_glexec_looks_at_the_end_of_a_proxy_first(filtered_site, seconds, code, message):
+def test_glexec_looks_at_the_end_of_a_proxy_first(local_site, seconds, code, message):
     """Below a pilot's own proxy: in time it comes as far as the mapping, which has no payload's account for pilots."""
-    worker = host(filtered_site.workers[0])
+    worker = host(local_site.workers[0])
     place = until("a pilot", lambda: work_dirs(worker))[0]
     account, proxy = ok(worker, "stat -c %%U %s", place).strip(), "/tmp/pilotbed-test-proxy.pem"
     try:
@@ -185,9 +187,9 @@ def test_glexec_looks_at_the_end_of_a_proxy_first(filtered_site, seconds, code, 
         worker.run("rm -f %s", proxy)
 
 
-def test_another_users_certificate_behind_ones_own_proxy_gives_nobodys_account(filtered_site, submit, alice, bob):
+def test_another_users_certificate_behind_ones_own_proxy_gives_nobodys_account(local_site, submit, alice, bob):
     """LCMAPS takes the name from the last certificate that is no CA's, though it has verified the first."""
-    worker = host(filtered_site.workers[0])
+    worker = host(local_site.workers[0])
     account = ok(worker, "stat -c %%U %s", until("a pilot", lambda: work_dirs(worker))[0]).strip()
     ok(submit, "runuser -l %s -c %s", alice.account, "voms-proxy-init --quiet --voms " + f"gridlab:{alice.fqan}")
     own = ok(submit, "runuser -l %s -c %s", alice.account, "cat /tmp/x509up_u$(id -u)")
@@ -287,6 +289,7 @@ def test_pilots_proxy_may_advertise_the_same(grid, central):
 # -- what took its time --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.revocation
 def test_banned_users_job_is_held_after_some_rounds_and_runs_when_he_is_let_in(banned):
     job, _, bans = banned
     until("the schedd gives it up", lambda: job.status() == "held", 120)
@@ -299,6 +302,7 @@ def test_banned_users_job_is_held_after_some_rounds_and_runs_when_he_is_let_in(b
     assert job.done(60)["ExitCode"] == 0
 
 
+@pytest.mark.revocation
 def test_revocation_reaches_every_node_by_its_timer(grid, revoked):
     def lacking():
         listed = "cd /etc/grid-security/certificates && cat *.r0 | openssl crl -noout -text | grep -cF %s"
@@ -307,15 +311,17 @@ def test_revocation_reaches_every_node_by_its_timer(grid, revoked):
     until("every node's list has it", lambda: not lacking(), deadline=90, every=2)
 
 
-def test_revoked_users_job_does_not_run(submit, revoked, filtered_site):
+@pytest.mark.revocation
+def test_revoked_users_job_does_not_run(submit, revoked, local_site):
     job, _ = revoked
     as_user(submit, job.owner, f"condor_release {job.id}")
-    assert "no account" in given_back(job, filtered_site)
+    assert "no account" in given_back(job, local_site)
     log = "journalctl -t lcmaps -o cat --no-pager --since=-2min"
-    assert any("certificate revoked" in ok(host(name), log) for name in filtered_site.workers)
+    assert any("certificate revoked" in ok(host(name), log) for name in local_site.workers)
     job.remove()
 
 
+@pytest.mark.revocation
 def test_revoked_user_gets_no_proxy_with_attributes(grid, submit, carol, revoked):
     """It is her own client that refuses: vomsd 2.1 asks no CRL, so that the sites' check is the one that counts."""
     code, said = as_user(submit, carol.account, f"voms-proxy-init --voms {grid.vo}")
@@ -323,7 +329,8 @@ def test_revoked_user_gets_no_proxy_with_attributes(grid, submit, carol, revoked
     assert "revoked" in said
 
 
-def test_new_certificate_opens_the_grid_again(revoked, reissue, jobs, carol, filtered_site):
+@pytest.mark.revocation
+def test_new_certificate_opens_the_grid_again(revoked, reissue, jobs, carol, local_site):
     reissue()
-    job = jobs.submit(carol, filtered_site)
+    job = jobs.submit(carol, local_site)
     assert job.done(90)["ExitCode"] == 0

@@ -44,12 +44,6 @@ def served_site():
 
 
 @pytest.fixture(scope="module")
-def local_site():
-    """Its workers ask their own LCMAPS."""
-    return GRID.site("without a mapping service", lambda site: site.ce not in GRID.names("mapping_service"))
-
-
-@pytest.fixture(scope="module")
 def proxy_of(submit):
     """A user's proxy with attributes, as text: ``proxy_of(walker)``."""
 

@@ -1,8 +1,9 @@
 """The way through: what reaches a worker, what does not, and who counts it.
 
     submit ──▶ relay:410xx ═══▶ agent ──▶ startd on a worker of the hidden site
+    submit ◀══ CCB ══ startd on a worker of the filtered site
     submit ──▶ site's router ──✗  worker          (NAT: dropped and counted)
-    wan    ──▶ site's router ──✗  worker          (routed: dropped and counted)
+    wan    ──▶ site's router ──✗  worker          (routed or sealed: dropped and counted)
     CE     ──▶ worker                             (inside: the same ports answer, so the scan can tell)
 
 The relay's dedicated ports are closed by a filter of the test's own on the relay's node, in a table that is deleted
@@ -14,7 +15,7 @@ import re
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import ok, until
+from pilotbed_suite.support import GRID, ok, until
 
 TABLE = "inet pilotbed_test"
 
@@ -139,12 +140,28 @@ def test_users_proxy_gets_no_port(submit, relay, grid, alice):
     assert "No such file" in done.stderr
 
 
+# -- the broker ----------------------------------------------------------------------------------------------------
+
+
+def test_claim_at_the_filtered_site_takes_a_reversed_connection(jobs, alice, central, filtered_site, pilots):
+    """One that only the collector's broker can arrange."""
+
+    def reversed_connections():
+        # With a projection the collector leaves its statistics out.
+        return int(ok(central, "condor_status -collector -long | sed -n 's/^CCBRequestsSucceeded = //p'"))
+
+    pilots(filtered_site)
+    before = reversed_connections()
+    jobs.submit(alice, filtered_site).done()
+    until("the broker counts the claim", lambda: reversed_connections() > before, deadline=20)
+
+
 # -- the sites' edges ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["hidden_site", "filtered_site"])
+@pytest.fixture(params=GRID.sites, ids=lambda site: site.name)
 def site(request):
-    return request.getfixturevalue(request.param)
+    return request.param
 
 
 @pytest.fixture
@@ -159,6 +176,7 @@ def outsider(grid, site, submit):
         ok(submit, f"ip route del {route}")
 
 
+@pytest.mark.edges
 def test_nothing_from_outside_connects_to_a_worker(grid, site, outsider, pilots):
     pilots(site)  # whose startd listens there
     targets = [target for worker in site.workers for target in listening(grid, worker)]
@@ -169,6 +187,7 @@ def test_nothing_from_outside_connects_to_a_worker(grid, site, outsider, pilots)
     assert reached(host(site.ce), targets) == sorted(targets), "from inside, every one of them answers"
 
 
+@pytest.mark.edges
 def test_only_the_computing_elements_port_is_open_to_the_world(grid, site, outsider):
     inside = listening(grid, site.ce)
     assert len(inside) > 1
@@ -177,6 +196,7 @@ def test_only_the_computing_elements_port_is_open_to_the_world(grid, site, outsi
     assert set(reached(outsider, [(public, port) for _, port in inside])) - routers_own == {(public, 443)}
 
 
+@pytest.mark.edges
 def test_router_itself_offers_the_world_only_its_administration(grid, site, outsider):
     before = dropped(site, "router_dropped")
     targets = [(site.router_address, port) for _, port in listening(grid, site.router)] + [(site.router_address, 3128)]

@@ -12,6 +12,8 @@ from pilotbed_suite import walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, as_user, edited, ok, until, write
 
+pytestmark = pytest.mark.vos
+
 
 @pytest.fixture(scope="module")
 def vos():
