@@ -102,6 +102,21 @@ def test_nodes_boot_and_reach_each_other_and_share_a_directory(lab: nodes.Lab) -
     assert lab.up() == [], "what runs is left alone"
 
 
+def test_a_node_makes_cgroups_and_they_go_with_it_though_frozen(lab: nodes.Lab) -> None:
+    lab.up()
+    made = run(
+        lab, NAMES[0],
+        "cd /sys/fs/cgroup; setsid sleep 1000 > /dev/null 2>&1 & "
+        "if test -e cgroup.procs; then mkdir mine && echo $! > mine/cgroup.procs && echo 1 > mine/cgroup.freeze; "
+        "else for one in */cgroup.procs; do mkdir -p ${one%/*}/mine || exit; done; "
+        "test -e cpu,cpuacct/mine/cpuacct.usage && "
+        "echo $! > freezer/mine/cgroup.procs && echo FROZEN > freezer/mine/freezer.state; fi",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    lab.clear()
+    assert lab.left() == []
+
+
 def test_the_hosts_network_does_not_change(lab: nodes.Lab) -> None:
     def seen() -> str:
         shown = [subprocess.run(["ip", *what], capture_output=True, text=True, check=True).stdout

@@ -6,12 +6,20 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 #: Above all labs' groups.
 TOP = "pilotbed"
+#: nspawn shows a node its cgroups of v1 read-only: no job in it could have one. Batch systems look for cpu and cpuacct
+#: in one directory of both names, as distributions mount them; where the host has them apart, it is cpuacct.
+_GRANT = """cd /sys/fs/cgroup && ! test -e cgroup.procs || exit 0
+mount -o remount,rw,nosuid,nodev,noexec . || exit
+for one in */cgroup.procs; do mount -o remount,bind,rw "${one%/*}" || exit; done
+test -e cpu,cpuacct || ! test -e cpuacct || { mkdir cpu,cpuacct && mount --bind cpuacct cpu,cpuacct; } || exit
+mount -o remount,ro,nosuid,nodev,noexec ."""
 
 
 def hierarchies() -> list[Path]:
@@ -45,6 +53,18 @@ def make(group: str) -> list[Path]:
     return made
 
 
+def grant(init: int) -> None:
+    """Let a node make groups below its own in every hierarchy, as a machine can.
+
+    Args:
+        init: PID of the node's first process, on the host.
+
+    Raises:
+        subprocess.CalledProcessError: a mount in the node fails.
+    """
+    subprocess.run(["nsenter", f"--target={init}", "--mount", "/bin/sh", "-c", _GRANT], check=True)
+
+
 def left(group: str) -> list[Path]:
     """Return the cgroups of ``group`` (LAB or LAB/NODE) that are there."""
     return [path for hierarchy in hierarchies() if (path := hierarchy / TOP / group).is_dir()]
@@ -57,6 +77,9 @@ def remove(group: str) -> None:
             if (top / "cgroup.kill").exists() and _populated(top):
                 (top / "cgroup.kill").write_text("1")
             for directory, _names, _files in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):  # what is frozen does not die
+                    if (freezer := Path(directory, "freezer.state")).exists():
+                        freezer.write_text("THAWED")
                 with contextlib.suppress(OSError):
                     for pid in Path(directory, "cgroup.procs").read_text().split():
                         os.kill(int(pid), signal.SIGKILL)

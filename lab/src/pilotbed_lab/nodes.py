@@ -370,6 +370,7 @@ class Lab(Remains):
             pid = self._start_unit(node.name, command, console)
         else:
             pid = self._start_process(node.name, command, console, environment)
+        cgroups.grant(pid)
         (self.state / "leaders" / f"{node.name}.leader").write_text(str(pid))
         self.say(f"  {node.name} boots in {time.monotonic() - started:.1f} s")
 
