@@ -61,11 +61,11 @@ def test_pilots_are_told_what_the_entry_says(tmp_path: Path) -> None:
     assert constants(tmp_path, "entry_relayed") == {
         "GLIDEIN_Site": "alpha", "GLIDEIN_Max_Walltime": "7200", "GLIDEIN_Job_Max_Time": "3600",
         "GLIDEIN_Traversal": "relay,ccb_tunnel", "GLIDEIN_Relay_Server": "relay1:9700 relay2:9700",
-        "GLIDEIN_CCB_Broker": "border:9618", "GLEXEC_BIN": "auto",
+        "GLIDEIN_CCB_Broker": "border:9618", "GLEXEC_BIN": "auto", "GLIDEIN_MaxMemMBs": "1000",
     }  # fmt: skip
     assert constants(tmp_path, "entry_plain") == {
         "GLIDEIN_Max_Walltime": "86400", "GLIDEIN_Job_Max_Time": "43200", "GLIDEIN_Traversal": "direct",
-        "GLEXEC_BIN": "NONE",
+        "GLEXEC_BIN": "NONE", "GLIDEIN_MaxMemMBs": "1000",
     }  # fmt: skip
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert set(manifest["entries"]) == {"plain", "relayed"}

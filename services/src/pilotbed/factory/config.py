@@ -77,6 +77,7 @@ class Entry:
         allow_frontends: SecurityNames, or ``NAME:CLASS``; empty for all.
         limits: how many pilots.
         max_walltime: seconds that the queue lets a pilot run.
+        memory: MB that a pilot asks the batch system for, and has for its jobs.
         work_dir: where a pilot makes its work directory: the worker's own disk, not the session directory, which is
             shared with the CE. AUTO takes TMPDIR or /var/tmp; see glidein_startup.sh -dir for more.
         files: further files for the pilots there, as in `Stage`.
@@ -91,6 +92,7 @@ class Entry:
     ccb_broker: str = ""
     glexec: str = "NONE"
     max_walltime: int = 86400
+    memory: int = 1000
     work_dir: str = "AUTO"
     attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -148,6 +150,7 @@ class Entry:
         """Return what frontends and pilots are told alike."""
         return {
             "GLIDEIN_Max_Walltime": self.max_walltime,
+            "GLIDEIN_MaxMemMBs": self.memory,
             "GLIDEIN_Traversal": self.traversal,
             "GLIDEIN_Relay_Server": " ".join(self.relays),
             "GLIDEIN_CCB_Broker": self.ccb_broker,

@@ -95,6 +95,8 @@ class Submission:
             **gridtypes.load(entry.gridtype).description(entry.gatekeeper, entry.queue),
             "executable": self.executable,
             "arguments": '"' + " ".join(words) + '"',
+            # Without it HTCondor tells A-REX 128 MB (25.14), and a batch system that limits memory ends the pilot.
+            "request_memory": entry.memory,
             "x509userproxy": credential,
             "output": logs / f"{name}.$(Cluster).$(Process).out",
             "error": logs / f"{name}.$(Cluster).$(Process).err",
