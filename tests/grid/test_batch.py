@@ -7,10 +7,13 @@ class; another one needs no more than that.
 """
 
 import itertools
+import json
 import re
+import time
 from contextlib import contextmanager
 
 import pytest
+from pilotbed.batch import htcondor
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, as_user, ok, processes, until, write
 
@@ -18,6 +21,25 @@ pytestmark = [pytest.mark.stage(2), pytest.mark.batch]
 
 HERE = "/var/tmp/pilotbed-test-batch"
 _serial = itertools.count(1)
+#: Uses 40 s of CPU time in two processes, the second one an orphan, which goes on to sleep; says how much it was.
+BURN = """import os, time
+heard, say = os.pipe()
+def burn():
+    while time.process_time() < 20:
+        sum(range(10000))
+    os.write(say, b"%f " % time.process_time())
+if os.fork() == 0:
+    if os.fork() == 0:
+        burn()
+        time.sleep(900)
+    os._exit(0)
+os.wait()
+burn()
+told = b""
+while told.count(b" ") < 2:
+    told += os.read(heard, 100)
+print(sum(map(float, told.split())))
+"""
 
 
 class Slurm:
@@ -25,9 +47,14 @@ class Slurm:
 
     #: States of a job that was ended from outside.
     CANCELLED, TIMEOUT = "CANCELLED", "TIMEOUT"
+    #: How a process may leave its job, and is ended with it all the same: the epilog knows it by its environment.
+    STRAY = "setsid"
+    RECORDS = "/var/log/slurm/jobcomp.log"
+    #: A signal that it can send to a running job, and options of a job that takes it.
+    SIGNAL, SIGNALLED = "TERM", ()
 
-    def __init__(self, controller, node):
-        self.controller, self.node = controller, node
+    def __init__(self, server, node):
+        self.server, self.node = server, node
 
     def submit(self, account, script, *options):
         """Queue a script of ``account``'s with ``options`` of sbatch; return the job."""
@@ -35,14 +62,14 @@ class Slurm:
         told = ["--chdir=/", f"--nodelist={self.node}", f"--output={name}.out", f"--error={name}.err", *options]
         words = " ".join(["%s"] * len(told))
         said = ok(
-            self.controller,
+            self.server,
             f"printf %%s %s | runuser -u %s -- env -i PATH=/usr/bin:/bin HOME=/ sbatch --parsable {words}",
             script, account, *told,
         )  # fmt: skip
         return Job(self, said.strip(), name)
 
     def _shown(self, number, field):
-        return re.search(rf"\b{field}=(\S+)", ok(self.controller, "scontrol --oneliner show job %s", number))[1]
+        return re.search(rf"\b{field}=(\S+)", ok(self.server, "scontrol --oneliner show job %s", number))[1]
 
     def state(self, number):
         """Return the job's state: RUNNING, COMPLETED, …"""
@@ -54,23 +81,30 @@ class Slurm:
 
     def cancel(self, number):
         """Delete a job."""
-        ok(self.controller, "scancel %s", number)
+        ok(self.server, "scancel %s", number)
 
     def signal(self, number, name):
         """Send a signal to a job's script alone."""
-        ok(self.controller, "scancel --batch --signal=%s %s", name, number)
+        ok(self.server, "scancel --batch --signal=%s %s", name, number)
 
     def suspend(self, number):
         """Stop a job, and what belongs to it."""
-        ok(self.controller, "scontrol suspend %s", number)
+        ok(self.server, "scontrol suspend %s", number)
 
     def resume(self, number):
         """Let it go on."""
-        ok(self.controller, "scontrol resume %s", number)
+        ok(self.server, "scontrol resume %s", number)
 
     def over_in_a_minute(self):
-        """Return the option that limits a job's wall-clock time to one minute."""
-        return "--time=1"
+        """Return the options that limit a job's wall-clock time to one minute."""
+        return ("--time=1",)
+
+    def reading(self, path):
+        """Return the options that make a file a job's standard input."""
+        return (f"--input={path}",)
+
+    #: Its records have no CPU time, and it does not limit memory, as it is set up here.
+    cpu = memory = None
 
     def told_after(self, worker, number):
         """Return what the program said that the batch system runs as root after a job, "" before."""
@@ -78,7 +112,101 @@ class Slurm:
         return str(log.stdout)
 
 
-SYSTEMS = {"slurm": Slurm}
+#: HTCondor's JobStatus. A job that is held (5) is about to be removed.
+STATES = {"1": "PENDING", "2": "RUNNING", "3": "COMPLETING", "4": "COMPLETED", "5": "COMPLETING", "6": "RUNNING",
+          "7": "SUSPENDED"}  # fmt: skip
+
+
+class HTCondor:
+    """A site's own HTCondor pool, asked on the host of its schedd."""
+
+    CANCELLED, TIMEOUT = "REMOVED via condor_rm", "REMOVED by its limit"
+    STRAY = "env -i setsid"
+    RECORDS = "/var/spool/condor-site/history"
+    #: It can send no other than the one that comes before the end of a job that is removed.
+    SIGNAL, SIGNALLED = "TERM", ()
+
+    def __init__(self, server, node):
+        self.server, self.node = server, node
+
+    def submit(self, account, script, *options):
+        """Queue a script of ``account``'s with ``options``, lines of a submit description; return the job."""
+        name = f"{HERE}/{next(_serial)}"
+        write(host(self.node), f"{name}.sh", script, account)
+        told = ("executable = /bin/sh", f"arguments = {name}.sh", "transfer_executable = false", "initialdir = /",
+                "should_transfer_files = NO", f"output = {name}.out", f"error = {name}.err", f"log = {name}.log",
+                f'requirements = Machine == "{GRID.fqdn(self.node)}"', "request_memory = 64", *options,
+                "queue")  # fmt: skip
+        said = ok(
+            self.server,
+            "printf '%%s\n' %s | runuser -u %s -- env -i PATH=/usr/bin:/bin HOME=/ "
+            "pilotbed-site-pool condor_submit -terse -disable -",
+            "\n".join(told), account,
+        )  # fmt: skip
+        return Job(self, said.split()[0], name)
+
+    def _asked(self, tool, number, *names):
+        """Return values of a job's ad that a tool tells; none if it does not know the job."""
+        words = " ".join(names)
+        said = ok(self.server, f"pilotbed-site-pool {tool} %s -autoformat:t {words}", number)
+        return said.rstrip("\n").split("\t") if said.strip() else []
+
+    def state(self, number):
+        """Return the job's state: RUNNING, COMPLETED, …; of one that was ended from outside also by what."""
+        if queued := self._asked("condor_q -allusers", number, "JobStatus"):
+            return STATES[queued[0]]
+        over = self._asked("condor_history -limit 1", number, "JobStatus", "RemoveReason")
+        if not over:  # in neither for a moment
+            return "COMPLETING"
+        state, reason = over
+        if state != "3":
+            return STATES[state]
+        limit = reason.startswith("The job attribute PeriodicRemove expression")
+        return self.TIMEOUT if limit else self.CANCELLED if reason.startswith("via condor_rm") else f"REMOVED {reason}"
+
+    def code(self, number):
+        """Return the exit code of a job's script; of one that was killed there is none."""
+        (code,) = self._asked("condor_history -limit 1", number, "ExitCode")
+        return int(code) if code != "undefined" else None
+
+    def cpu(self, number):
+        """Return the seconds of CPU time in the record of a job that is over."""
+        record = htcondor.parse(ok(self.server, "pilotbed-site-pool condor_history -limit 1 -long %s", number))
+        return float(record[number]["cpu"])
+
+    def memory(self, limit):
+        """Return the options by which a job asks for so many MB."""
+        return (f"request_memory = {limit}",)
+
+    def cancel(self, number):
+        """Delete a job."""
+        ok(self.server, "pilotbed-site-pool condor_rm %s", number)
+
+    def signal(self, number, _name):
+        """Send a signal to a job's script alone."""
+        self.cancel(number)
+
+    def suspend(self, number):
+        """Stop a job, and what belongs to it."""
+        ok(self.server, "pilotbed-site-pool condor_suspend %s", number)
+
+    def resume(self, number):
+        """Let it go on."""
+        ok(self.server, "pilotbed-site-pool condor_continue %s", number)
+
+    def over_in_a_minute(self):
+        """Return the options that limit a job's wall-clock time to one minute."""
+        return ("periodic_remove = JobStatus == 2 && time() - JobCurrentStartDate > 60",)
+
+    def reading(self, path):
+        """Return the options that make a file a job's standard input."""
+        return (f"input = {path}",)
+
+    #: HTCondor runs no program of root's after a job.
+    told_after = None
+
+
+SYSTEMS = {"slurm": Slurm, "htcondor": HTCondor}
 
 
 class Job:
@@ -174,7 +302,7 @@ def limited(batch, run):
     """A job of bob's that will come to its wall-clock limit while the others are tried, and its payload's name."""
     word = rest()
     script = f"GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /bin/sh -c 'trap \"\" TERM; sleep {word}'"
-    return run(script, batch.over_in_a_minute()), word
+    return run(script, *batch.over_in_a_minute()), word
 
 
 @pytest.mark.parametrize(("ending", "code"), [("exit 0", 0), ("exit 1", 1), ("exit 42", 42), ("kill -KILL $$", 137)])
@@ -194,6 +322,17 @@ def test_g2_deleted_job_leaves_nothing(batch, run, worker):
     assert not [process for process in processes(worker) if process.user == account]
 
 
+def test_g4_cpu_time_of_a_payload_and_its_orphan_is_in_the_batch_systems_sum(batch, run, worker, pilot):
+    """Both compute for a while; the orphan is there when the job ends."""
+    if not batch.cpu:
+        pytest.skip(f"{type(batch).__name__} tells it only while the job runs: tests/grid/test_site.py")
+    write(worker, f"{HERE}/burn", BURN, pilot, "0644")
+    job = run(f"glexec /usr/bin/python3 {HERE}/burn")
+    code, said = job.done(150)
+    assert code == 0
+    assert batch.cpu(job.number) == pytest.approx(float(said), rel=0.05)
+
+
 def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):
     show = "ulimit -v; ulimit -n; cat /proc/self/cgroup"
     code, said = run(f"ulimit -v 3000000; ulimit -n 777; {show}; echo; glexec /bin/sh -c '{show}'").done()
@@ -205,34 +344,46 @@ def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):
         assert inside == outside or inside.startswith(f"{outside.rstrip('/')}/")
 
 
-def test_g6_suspended_job_has_its_payload_stopped(batch, run, worker):
-    word = rest()
-    job = run(f"glexec /bin/sh -c 'sleep {word}; :'")
-    pid = str(job.payload(word).pid)
+def test_g6_suspended_job_has_its_payload_stopped(batch, run):
+    """Batch systems stop processes by a signal or by the freezer: what tells is that the payload says no more."""
+    job = run("glexec /bin/sh -c 'while :; do echo; sleep 0.1; done'")
 
-    def state():
-        return ok(worker, "ps -o state= %s", pid).strip()
+    def says_more():
+        before = len(job.said())
+        time.sleep(1)
+        return len(job.said()) > before
 
-    assert state() == "S", "control"
+    until("the payload says something", says_more)
     batch.suspend(job.number)
-    until("the payload is stopped", lambda: state() == "T")
+    until("the payload is stopped", lambda: not says_more())
     batch.resume(job.number)
-    until("the payload goes on", lambda: state() == "S")
+    until("the payload goes on", says_more)
     batch.cancel(job.number)
 
 
 def test_g7_signal_reaches_the_payload(batch, run, worker):
     word = rest()
-    job = run(f"exec /usr/sbin/glexec /bin/sh -c 'trap \"echo heard; exit 7\" TERM; sleep {word} & wait'")
+    job = run(f"exec /usr/sbin/glexec /bin/sh -c 'trap \"echo heard; exit 7\" {batch.SIGNAL}; sleep {word} & wait'",
+              *batch.SIGNALLED)  # fmt: skip
     job.payload(word)
-    batch.signal(job.number, "TERM")
+    batch.signal(job.number, batch.SIGNAL)
     assert job.done() == (7, "heard\n")
     assert not named(worker, word)
 
 
-def test_g8_standard_streams_are_the_jobs(run, worker, pilot):
+def test_end_is_told_to_processes_below_the_jobs_first_one(batch, run):
+    """As a pilot is, below a computing element's script that knows nothing of signals."""
+    heard = f'trap "echo heard; sleep 1; echo done; exit" {batch.SIGNAL}'
+    job = run(f"/bin/sh -c '{heard}; echo; sleep {rest()} & wait'; :", *batch.SIGNALLED)
+    until("it runs", job.said)
+    batch.cancel(job.number)
+    job.done()
+    assert job.said() == "\nheard\ndone\n"
+
+
+def test_g8_standard_streams_are_the_jobs(batch, run, worker, pilot):
     write(worker, f"{HERE}/in", "what is read\n", pilot)
-    job = run("glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'", f"--input={HERE}/in")
+    job = run("glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'", *batch.reading(f"{HERE}/in"))
     assert job.done() == (3, "what is read\n")
     assert job.said("err") == "what is wrong\n"
 
@@ -253,11 +404,20 @@ def test_g9_payload_has_a_scratch_directory_that_the_pilot_clears(run, worker, p
     assert account != pilot
 
 
+def test_g10_groups_by_which_a_batch_system_tracks_stay(run):
+    """Groups of the job's that its account has not are the batch system's, and the payload's, too."""
+    show = "id -G; id -G $(id -un)"
+    code, said = run(f"{show}; glexec /bin/sh -c '{show}'").done()
+    job, account, payload, target = (set(line.split()) for line in said.splitlines())
+    assert code == 0
+    assert payload - target == job - account
+
+
 def test_g11_strays_are_gone_after_the_job(batch, run, worker, pilot):
     """The pilot's own, for which the batch system answers, and the payload's, for which glexec does."""
     own, left, background = rest(), rest(), rest()
     job = run(
-        f"setsid sleep {own} &\n"
+        f"{batch.STRAY} sleep {own} &\n"
         f"glexec /bin/sh -c 'setsid sleep {left} & :'\n"
         f"setsid glexec /bin/sh -c 'sleep {background}; :' &\n"
         f"while ! test -e {HERE}/seen; do sleep 0.1; done"
@@ -267,12 +427,15 @@ def test_g11_strays_are_gone_after_the_job(batch, run, worker, pilot):
     write(worker, f"{HERE}/seen", "", pilot)
     assert job.done()[0] == 0
     until("the strays are gone", lambda: not [p for word in (own, left, background) for p in named(worker, word)], 20)
-    told = until("the batch system's own word", lambda: batch.told_after(worker, job.number))
-    assert int(re.search(r"ended=(\d+)", told)[1]) >= 1
+    if batch.told_after:
+        told = until("the batch system's own word", lambda: batch.told_after(worker, job.number))
+        assert int(re.search(r"ended=(\d+)", told)[1]) >= 1
 
 
 def test_g12_what_the_batch_system_runs_after_a_job_runs_as_before(batch, run, worker, pilot):
     """Once, as root, and told of the pilot's account, which is the job's: glexec has changed none of it."""
+    if not batch.told_after:
+        pytest.skip(f"{type(batch).__name__} runs nothing of root's after a job")
     with_it, without = run("glexec /usr/bin/true"), run("/usr/bin/true")
     for job in (with_it, without):
         assert job.done()[0] == 0
@@ -303,6 +466,34 @@ def test_g14_without_set_uid_bits_the_error_is_clear(run, worker):
         job = run("glexec /usr/bin/true")
         assert job.done() == (202, "")
     assert "nosuid" in job.said("err")
+
+
+def test_job_that_needs_more_memory_than_it_said_is_ended(batch, run):
+    """Its payload's counts, which glexec gives another account."""
+    if not batch.memory:
+        pytest.skip(f"{type(batch).__name__} does not limit memory as it is set up here")
+    # tail keeps what has no end of line.
+    within, beyond = (
+        run(f"glexec /bin/sh -c 'head -c {size}M /dev/zero | tail > /dev/null; echo $?'", *batch.memory(100))
+        for size in (20, 200)
+    )
+    assert within.done() == (0, "0\n"), "control"
+    beyond.done()
+    assert "memory" in batch.state(beyond.number)
+    assert beyond.said() != "0\n"
+
+
+def test_record_of_a_payload_is_joined_with_its_batch_jobs(batch, run, worker, pilot):
+    """By pilotbed-trace, on the worker and then where the batch system's records are."""
+    job = run("glexec /usr/bin/id -un")
+    code, account = job.done()
+    assert code == 0
+    asked = "pilotbed-trace --json --account %s"
+    found = ok(worker, asked, account.strip())
+    told = ok(batch.server, f"printf %%s %s | {asked} --records - --batch {batch.RECORDS}", found, account.strip())
+    (own,) = (one for one in json.loads(told) if one["batch"].split()[1:] == [job.number])
+    assert (own["pilot_account"], own["ended"]) == (pilot, "exit 0")
+    assert (own["job"]["user"], own["job"]["state"], own["job"]["nodes"]) == (pilot, "COMPLETED", batch.node)
 
 
 def test_g3_wall_clock_limit_ends_the_payload(batch, limited, worker):

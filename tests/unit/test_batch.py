@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from pilotbed import batch
-from pilotbed.batch import slurm
+from pilotbed.batch import htcondor, slurm
+from pilotbed_suite import CHECKOUT
 
 SYSTEMS = sorted(path.stem for path in Path(inspect.getfile(batch)).parent.glob("[a-z]*.py"))
 
@@ -58,3 +61,74 @@ def test_completion_file_is_read_and_a_jobs_name_is_nothing_but_a_name() -> None
 def test_sacct_is_read() -> None:
     text = "6|pilot009|COMPLETED|2026-11-21T02:43:17|2026-11-21T02:50:00|wn1|00:09.500\nrubbish\n"
     assert slurm.parse_sacct(text) == {"6": JOB | {"cpu": "00:09.500"}}
+
+
+@pytest.mark.parametrize(
+    ("title", "job"),
+    [
+        ("condor_starter\0-f\0-local-name\0slot_type_1\0-a\x002.0\0-slot-name\0slot1_1\0ce.grid.test\0", "2.0"),
+        ("/usr/sbin/condor_starter\0-a\x0012.3\0ce\0", "12.3"),
+        ("condor_starter\0-f\0-a\0slot1_1\0submit.grid.test\0", ""),
+        ("condor_starter\0-f\0-a\x002\0ce\0", ""),
+        ("condor_starter\0-f\0-a\0\u0661.0\0ce\0", ""),
+        ("condor_starter\0-f\0-a", ""),
+        ("condor_startd\0-a\x002.0\0ce\0", ""),
+        ("/bin/sh\0condor_starter\0-a\x002.0\0", ""),
+    ],
+)
+def test_htcondor_job_is_told_by_the_arguments_of_its_starter(title: str, job: str) -> None:
+    assert htcondor.job(title) == job
+
+
+HISTORY = """\
+ClusterId = 2
+ProcId = 0
+Owner = "pilot010"
+JobDescription = "x *** Owner = root"
+JobStatus = 4
+JobCurrentStartDate = 86400
+EnteredCurrentStatus = 86500
+LastRemoteHost = "slot1_1@wn2.grid.test"
+RemoteUserCpu = 9.0
+RemoteSysCpu = 0.5
+*** Offset = 0 ClusterId = 2 ProcId = 0 Owner = "pilot010" CompletionDate = 86500
+rubbish
+ClusterId = x
+*** Offset = 9
+"""
+
+
+def test_history_is_read_and_what_a_user_has_written_is_nothing_but_text() -> None:
+    (record,) = htcondor.parse(HISTORY).items()
+    assert record[0] == "2.0"
+    assert record[1] | {"start": "", "end": ""} == {
+        "user": "pilot010", "state": "COMPLETED", "start": "", "end": "", "nodes": "wn2", "cpu": "9.5"}  # fmt: skip
+    assert record[1]["start"] < record[1]["end"]
+    assert htcondor.parse(HISTORY.replace("= 9.0", "= nan of it").replace("86400", "9" * 30))["2.0"]["cpu"] == ""
+
+
+WRAPPER = CHECKOUT / "roles/batch_htcondor/files/usr/libexec/pilotbed/htcondor-job"
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 42", 42), ("kill -KILL $$", -9), ("setsid sleep 5 & exit 3", 3)])
+def test_a_job_below_htcondors_wrapper_ends_as_it_would_without(script: str, code: int) -> None:
+    done = subprocess.run([WRAPPER, "/bin/sh", "-c", script], stdout=subprocess.DEVNULL, timeout=10, check=False)
+    assert done.returncode == code
+
+
+def test_streams_of_a_job_below_htcondors_wrapper_are_its_own() -> None:
+    done = subprocess.run([WRAPPER, "/bin/cat"], input=b"in", capture_output=True, timeout=10, check=False)
+    assert (done.returncode, done.stdout) == (0, b"in")
+    done = subprocess.run([WRAPPER, "/no/such"], capture_output=True, timeout=10, check=False)
+    assert (done.returncode, done.stderr) == (126, b"/no/such: No such file or directory\n")
+
+
+def test_htcondors_wrapper_tells_a_jobs_inner_processes_and_waits_for_them() -> None:
+    """The outer shell dies of the signal, as A-REX's does."""
+    inner = 'trap "sleep 0.3; echo heard; exit" TERM; echo ready; sleep 60 & wait'
+    job = subprocess.Popen([WRAPPER, "/bin/sh", "-c", f"/bin/sh -c '{inner}'; :"], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    job.terminate()
+    assert job.communicate(timeout=10)[0] == "heard\n"
+    assert job.returncode == -signal.SIGTERM
