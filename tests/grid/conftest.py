@@ -18,6 +18,7 @@ TOLD = pytest.StashKey[set]()
 #: What a scenario of molecule can choose by `-m` (extensions/molecule).
 MARKERS = {
     "walk": "users' jobs at every site, and what each part of the grid did for them",
+    "ce": "a computing element: who may submit there, and what becomes of a pilot's proxy",
     "batch": "a batch system: G1 to G14 of docs/glexec.md",
     "revocation": "who is revoked or banned is kept out everywhere, and let in again",
     "vos": "two VOs on one grid",
