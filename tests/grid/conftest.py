@@ -30,6 +30,9 @@ def pytest_configure(config):
     for name, what in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     config.addinivalue_line(
+        "markers", "needs(name, ...): a test of a batch system, only of those that have it: attributes of its class"
+    )
+    config.addinivalue_line(
         "markers",
         "stage(number): when a module of the grid tests runs: 0 makes pilots that others find warm, 1 (default) leaves "
         "things as they were, 2 leaves the grid without pilots for a while, 3 judges what all others have put back",
@@ -41,7 +44,14 @@ def _stage(item):
     return marker.args[0] if marker else 1
 
 
-def pytest_collection_modifyitems(items):
+def _has_what_it_needs(item):
+    marker = item.get_closest_marker("needs")
+    return not marker or all(getattr(item.module.SYSTEMS[item.callspec.params["batch"]], name) for name in marker.args)
+
+
+def pytest_collection_modifyitems(config, items):
+    config.hook.pytest_deselected(items=[item for item in items if not _has_what_it_needs(item)])
+    items[:] = filter(_has_what_it_needs, items)
     grid = [item for item in items if item.path.parent.name == "grid"]
     rest = [item for item in items if item.path.parent.name != "grid"]
     items[:] = rest + sorted(grid, key=_stage)
