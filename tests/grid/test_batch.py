@@ -11,6 +11,7 @@ import re
 from contextlib import contextmanager
 
 import pytest
+from pilotbed.batch import gridengine
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, as_user, ok, processes, until, write
 
@@ -25,6 +26,8 @@ class Slurm:
 
     #: States of a job that was ended from outside.
     CANCELLED, TIMEOUT = "CANCELLED", "TIMEOUT"
+    #: A signal that it can send to a running job, and options of a job that takes it.
+    SIGNAL, SIGNALLED = "TERM", ()
 
     def __init__(self, controller, node):
         self.controller, self.node = controller, node
@@ -69,8 +72,12 @@ class Slurm:
         ok(self.controller, "scontrol resume %s", number)
 
     def over_in_a_minute(self):
-        """Return the option that limits a job's wall-clock time to one minute."""
-        return "--time=1"
+        """Return the options that limit a job's wall-clock time to one minute."""
+        return ("--time=1",)
+
+    def reading(self, path):
+        """Return the options that make a file a job's standard input."""
+        return (f"--input={path}",)
 
     def told_after(self, worker, number):
         """Return what the program said that the batch system runs as root after a job, "" before."""
@@ -78,7 +85,74 @@ class Slurm:
         return str(log.stdout)
 
 
-SYSTEMS = {"slurm": Slurm}
+class GridEngine:
+    """A site's Grid Engine, asked on its master: of jobs that are over it tells by its accounting file only."""
+
+    CANCELLED, TIMEOUT = "failed 100", "failed 37"
+    #: What it can send to a running job, before the end of it: qsub(1), -notify.
+    SIGNAL, SIGNALLED = "USR2", ("-notify",)
+
+    def __init__(self, master, node):
+        self.master, self.node = master, node
+
+    def submit(self, account, script, *options):
+        """Queue a script of ``account``'s with ``options`` of qsub; return the job."""
+        name = f"{HERE}/{next(_serial)}"
+        told = ["-terse", "-wd", "/", "-S", "/bin/sh", "-q", f"*@{GRID.fqdn(self.node)}", "-N", "pilotbed",
+                "-o", f"{name}.out", "-e", f"{name}.err", *options]  # fmt: skip
+        words = " ".join(["%s"] * len(told))
+        said = ok(
+            self.master, f"printf %%s %s | runuser -u %s -- env -i PATH=/usr/bin:/bin HOME=/ qsub {words}",
+            script, account, *told,
+        )  # fmt: skip
+        return Job(self, said.strip(), name)
+
+    def _record(self, number):
+        return gridengine.parse(ok(self.master, "cat %s", gridengine.ACCOUNTING)).get(number, {})
+
+    def state(self, number):
+        """Return the job's state: RUNNING, SUSPENDED, or what its record says once it is over."""
+        if record := self._record(number):
+            return record["state"]
+        shown = re.search(rf"(?m)^ *{number} +\S+ +\S+ +\S+ +(\w+) ", str(self.master.run("qstat -u '*'").stdout))
+        return "SUSPENDED" if shown and "s" in shown[1] else "RUNNING"  # not in either for a moment
+
+    def code(self, number):
+        """Return the exit code of a job's script."""
+        fields = ok(self.master, f"grep -E '^([^:]*:){{5}}{number}:' {gridengine.ACCOUNTING}").split(":")
+        return int(fields[12])
+
+    def cancel(self, number):
+        """Delete a job."""
+        ok(self.master, "qdel %s", number)
+
+    def signal(self, number, _name):
+        """Send a signal to a job's script alone: it is what comes before the end of a job that is deleted."""
+        self.cancel(number)
+
+    def suspend(self, number):
+        """Stop a job, and what belongs to it."""
+        ok(self.master, "qmod -sj %s", number)
+
+    def resume(self, number):
+        """Let it go on."""
+        ok(self.master, "qmod -usj %s", number)
+
+    def over_in_a_minute(self):
+        """Return the options that limit a job's wall-clock time to one minute."""
+        return ("-l", "h_rt=60")
+
+    def reading(self, path):
+        """Return the options that make a file a job's standard input."""
+        return ("-i", path)
+
+    def told_after(self, worker, number):
+        """Return what the program said that the batch system runs as root after a job, "" before."""
+        log = worker.run("journalctl -o cat --no-pager -t gridengine-epilog -g %s", f"^job={number} ")
+        return str(log.stdout)
+
+
+SYSTEMS = {"slurm": Slurm, "gridengine": GridEngine}
 
 
 class Job:
@@ -174,7 +248,7 @@ def limited(batch, run):
     """A job of bob's that will come to its wall-clock limit while the others are tried, and its payload's name."""
     word = rest()
     script = f"GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /bin/sh -c 'trap \"\" TERM; sleep {word}'"
-    return run(script, batch.over_in_a_minute()), word
+    return run(script, *batch.over_in_a_minute()), word
 
 
 @pytest.mark.parametrize(("ending", "code"), [("exit 0", 0), ("exit 1", 1), ("exit 42", 42), ("kill -KILL $$", 137)])
@@ -223,16 +297,17 @@ def test_g6_suspended_job_has_its_payload_stopped(batch, run, worker):
 
 def test_g7_signal_reaches_the_payload(batch, run, worker):
     word = rest()
-    job = run(f"exec /usr/sbin/glexec /bin/sh -c 'trap \"echo heard; exit 7\" TERM; sleep {word} & wait'")
+    job = run(f"exec /usr/sbin/glexec /bin/sh -c 'trap \"echo heard; exit 7\" {batch.SIGNAL}; sleep {word} & wait'",
+              *batch.SIGNALLED)  # fmt: skip
     job.payload(word)
-    batch.signal(job.number, "TERM")
+    batch.signal(job.number, batch.SIGNAL)
     assert job.done() == (7, "heard\n")
     assert not named(worker, word)
 
 
-def test_g8_standard_streams_are_the_jobs(run, worker, pilot):
+def test_g8_standard_streams_are_the_jobs(batch, run, worker, pilot):
     write(worker, f"{HERE}/in", "what is read\n", pilot)
-    job = run("glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'", f"--input={HERE}/in")
+    job = run("glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'", *batch.reading(f"{HERE}/in"))
     assert job.done() == (3, "what is read\n")
     assert job.said("err") == "what is wrong\n"
 
