@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pilotbed import batch
-from pilotbed.batch import slurm
+from pilotbed.batch import gridengine, slurm
 
 SYSTEMS = sorted(path.stem for path in Path(inspect.getfile(batch)).parent.glob("[a-z]*.py"))
 
@@ -58,3 +58,20 @@ def test_completion_file_is_read_and_a_jobs_name_is_nothing_but_a_name() -> None
 def test_sacct_is_read() -> None:
     text = "6|pilot009|COMPLETED|2026-11-21T02:43:17|2026-11-21T02:50:00|wn1|00:09.500\nrubbish\n"
     assert slurm.parse_sacct(text) == {"6": JOB | {"cpu": "00:09.500"}}
+
+
+@pytest.mark.parametrize(
+    ("title", "job"),
+    [
+        ("sge_shepherd-6 -bg", "6"),
+        ("sge_shepherd-6\0-bg\0", "6"),
+        ("sge_shepherd-6.1 -bg", ""),
+        ("sge_shepherd-", ""),
+        ("sge_shepherd-\u0661 -bg", ""),
+        ("sge_shepherd-99999999999 -bg", ""),
+        ("/bin/sh\0sge_shepherd-6", ""),
+        ("sge_execd-6", ""),
+    ],
+)
+def test_gridengine_job_is_told_by_the_title_of_its_shepherd(title: str, job: str) -> None:
+    assert gridengine.job(title) == job
