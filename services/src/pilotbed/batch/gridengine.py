@@ -48,11 +48,11 @@ def parse(text: str) -> dict[str, dict[str, str]]:
     return jobs
 
 
-def _moment(milliseconds: str) -> str:
-    """Return an ISO time, local, of milliseconds since 1970; "" for a job that has not started (0), or rubbish."""
+def _moment(seconds: str) -> str:
+    """Return an ISO time, local, of seconds since 1970 (8.1.9, seen); "" for a job that never started (0), or rubbish."""
     from datetime import datetime
 
     try:
-        return datetime.fromtimestamp(int(milliseconds) // 1000).isoformat() if int(milliseconds) > 0 else ""
+        return datetime.fromtimestamp(int(seconds)).isoformat() if int(seconds) > 0 else ""
     except (ValueError, OverflowError, OSError):
         return ""
