@@ -49,7 +49,7 @@ def parse(text: str) -> dict[str, dict[str, str]]:
 
 
 def _moment(seconds: str) -> str:
-    """Return an ISO time, local, of seconds since 1970 (8.1.9, seen); "" for a job that never started (0), or rubbish."""
+    """Return an ISO time, local, of seconds since 1970 (8.1.9, seen); "" for no start (0), or rubbish."""
     from datetime import datetime
 
     try:
