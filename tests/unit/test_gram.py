@@ -202,6 +202,7 @@ class Globusrun:
             " *-refresh*) what=refresh;;"
             " *-o*jobmanager-fork*) what=fetch;; *jobmanager-fork*) what=clear;; *) what=submit;; esac\n"
             "cat $what 2>/dev/null\n"
+            "test -e $what.then && . ./$what.then\n"
             "test -e $what.error && { cat $what.error >&2; exit 1; }; exit 0\n"
         )
         program.chmod(0o755)
@@ -282,21 +283,46 @@ def test_the_end(jobs: Gram, job: str, globusrun: Globusrun, tmp_path: Path, tex
     assert globusrun.calls() == []
 
 
-def test_a_computing_element_that_is_away_changes_nothing(jobs: Gram, job: str, globusrun: Globusrun) -> None:
+def test_a_job_whose_manager_cannot_be_started_is_what_it_was(
+    jobs: Gram, job: str, globusrun: Globusrun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held, it would be cancelled and forgotten, and the pilot runs."""
+    globusrun.say("status", "", UNREACHABLE)
+    globusrun.say("restart", "", "(error code 12)")
+    assert jobs.status(job)[2] == "1"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + gram.PATIENCE + 1)
+    assert jobs.status(job)[2] == "1"
+
+
+def test_a_computing_element_that_is_away_changes_nothing(
+    jobs: Gram, job: str, globusrun: Globusrun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     globusrun.say("status", "ACTIVE\n")
     jobs.status(job)
     for code in (79, 12, 7, 0):
         globusrun.say("status", "", f"failed (error code {code})")
         globusrun.say("fetch", "", "the connection to the server failed (error code 12)")
         assert jobs.status(job)[2] == "2"
+    globusrun.say("status", "DONE\n")
+    for _ in range(2):
+        assert jobs.status(job)[2] == "2"
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + gram.PATIENCE + 1)
+    globusrun.say("fetch", f"{gram._MARK}xxxx\n")
+    assert jobs.status(job)[2] == "2", "an error would have the gridmanager cancel it"
 
 
-def test_a_job_manager_that_was_started_anew_is_found(jobs: Gram, job: str, globusrun: Globusrun) -> None:
+def test_a_job_manager_that_is_gone_is_started_for_its_job(jobs: Gram, job: str, globusrun: Globusrun) -> None:
+    """By the request to take the job up; it says that it has done so already."""
     globusrun.say("status", "", UNREACHABLE)
-    globusrun.say("fetch", "")
-    globusrun.say("restart", "https://ce.grid.test:20001/16001/17001/\n")
-    assert jobs.status(job)[2] == "1"
-    assert record(jobs, job)["contact"] == "https://ce.grid.test:20001/16001/17001/"
+    globusrun.say("restart", "", "old job manager is still alive (error code 124)")
+    (globusrun.directory / "restart.then").write_text("rm -f status.error cancel.error; echo ACTIVE >status\n")
+    assert jobs.status(job)[2] == "2"
+    globusrun.say("cancel", "", UNREACHABLE)
+    globusrun.calls()
+    jobs.cancel(job)
+    asked = [call.split()[1] if "restart=" not in call else "restart" for call in globusrun.calls()]
+    assert asked[:3] == ["-k", "restart", "-k"]
 
 
 def test_a_job_that_is_gone_is_held_after_a_while(
@@ -317,8 +343,12 @@ def test_cancel(jobs: Gram, job: str, globusrun: Globusrun) -> None:
     globusrun.say("cancel", "", "the network is down (error code 12)")
     with pytest.raises(ToolError):
         jobs.cancel(job)
+    globusrun.say("cancel", "", UNREACHABLE)
+    jobs.tidy()
+    assert record(jobs, job)["cancel"], "tried in vain, and remembered"
     globusrun.say("cancel")
-    assert jobs.cancel(job) == ["0", ""]
+    globusrun.calls()
+    jobs.tidy()
     assert f"/proxy.pem -k {CONTACT}" in globusrun.calls()
     with pytest.raises(GramError, match="nothing is known"):
         jobs.status(job)
@@ -347,5 +377,5 @@ def test_old_ends_are_forgotten(jobs: Gram) -> None:
         [f'{{"ended": {time.time() - gram.REMEMBERED - 1}}}', '{"ended": 9e99}', "{}", "[", "[]"]
     ):
         (jobs.state / f"{number:032}.json").write_text(content)
-    jobs.forget()
+    jobs.tidy()
     assert sorted(int(path.stem) for path in jobs.state.iterdir()) == [1, 2, 3, 4]

@@ -12,6 +12,7 @@ commands BLAH_* to it; ours run globusrun. What is not GRAM's but ours:
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ import re
 import secrets
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +53,8 @@ LARGEST = 60000
 #: Octets of the end of each stream of a pilot that are fetched.
 OUTPUT = 4 << 20
 
-#: GRAM_PROTOCOL_ERROR_CONTACTING_JOB_MANAGER, ..._JOB_CONTACT_NOT_FOUND: both are said of a job that is over.
+#: GLOBUS_GRAM_PROTOCOL_ERROR_CONTACTING_JOB_MANAGER, …_JOB_CONTACT_NOT_FOUND: of a job that is over the first is said
+#: by nobody, as its manager has ended, the second by the manager that was started to be asked.
 _UNREACHABLE, _UNKNOWN = 79, 156
 _CODE = re.compile(r"error ?code:? (\d+)")
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -240,51 +243,50 @@ class Gram:
             record = self._record(name)
         before = dict(record)
         try:
-            word = self._globusrun(record, "-status", record["contact"]).split()[-1:]
-            record["status"], over = STATES.get("".join(word), record["status"]), "".join(word) not in STATES
+            word = "".join(self._ask(record, "-status").split()[-1:])
+            record["status"], over, sure = STATES.get(word, record["status"]), word not in STATES, True
+            if not over:
+                record.pop("over", None)
         except gridtools.ToolError as error:
-            over = code_of(error) in (_UNREACHABLE, _UNKNOWN)
-            record["said"] = str(error)
-        if over:
-            self._end(name, record)
-        else:
-            record.pop("over", None)
+            over, record["said"] = code_of(error) in (_UNKNOWN, _UNREACHABLE), str(error)
+            sure = code_of(error) == _UNKNOWN
+        if (
+            over
+            and self._end(name, record)
+            and sure
+            and time.time() - record.setdefault("over", time.time()) > PATIENCE
+        ):
+            record["status"] = HELD
         if record != before:
             self._keep(name, record)
         return self._told(record)
 
-    def _end(self, name: str, record: dict[str, Any]) -> None:
-        """Find out how a job has ended of which GRAM says no more, if it has."""
+    def _end(self, name: str, record: dict[str, Any]) -> bool:
+        """Find out how a job has ended of which GRAM says no more; return whether it has left no trace of that."""
         try:
             found = unpacked(self._fork(record, _FETCH.format(name=name, output=OUTPUT, mark=_MARK), "-o"))
-        except gridtools.ToolError as error:
+        except (gridtools.ToolError, GramError) as error:
             record["said"] = str(error)  # the computing element is away: its jobs are what they were
-            return
-        if found:
-            record["code"], *streams = found
-            for key, content in zip(("Out", "Err"), streams, strict=True):
-                if key in record:
-                    replace_file(Path(record[key]), content, 0o640)
-            record["status"], record["ended"] = COMPLETED, time.time()
-            self._clear(name, record)
-            return
-        # A job manager that was started anew, as the fetching job does it, knows its jobs by other contacts.
-        try:
-            said = self._globusrun(record, "-F", "-D", "-r", record["resource"], rsl(restart=record["contact"]))
-            record["contact"] = contact_in(said)
-            record.pop("over", None)
-        except (gridtools.ToolError, GramError):
-            if time.time() - record.setdefault("over", time.time()) > PATIENCE:
-                record["status"] = HELD
+            return False
+        if not found:
+            return True
+        record["code"], *streams = found
+        for key, content in zip(("Out", "Err"), streams, strict=True):
+            if key in record:
+                replace_file(Path(record[key]), content, 0o640)
+        record["status"], record["ended"] = COMPLETED, time.time()
+        self._clear(name, record)
+        return False
 
     def cancel(self, name: str) -> list[str]:
-        """End a job and forget it: code, reason."""
+        """End a job and forget it: code, reason. One that cannot be reached is ended when this program next starts."""
         record = self._record(name)
         if record["status"] in (IDLE, RUNNING):
             try:
-                self._globusrun(record, "-k", record["contact"])
+                self._ask(record, "-k")
             except gridtools.ToolError as error:
-                if code_of(error) not in (_UNREACHABLE, _UNKNOWN):
+                if code_of(error) != _UNKNOWN:
+                    self._keep(name, record | {"cancel": True})
                     raise
         self._clear(name, record)
         self._path(name).unlink(missing_ok=True)
@@ -296,20 +298,23 @@ class Gram:
         record["proxy"], record["refresh"] = proxy, proxy
         try:
             # What a job that is over would need no more is dropped: status finds out.
-            self._globusrun(record, "-D", "-refresh-proxy", record["contact"])
+            self._ask(record, "-D", "-refresh-proxy")
             del record["refresh"]
         except gridtools.ToolError as error:
             record["said"] = str(error)
         self._keep(name, record)
         return ["0", ""]
 
-    def forget(self) -> None:
-        """Drop what is known of jobs that have ended long ago."""
+    def tidy(self) -> None:
+        """Forget jobs that have ended long ago; end those that could not be reached when HTCondor removed them."""
         for path in self.state.glob("*.json"):
             try:
-                if time.time() - json.loads(path.read_text()).get("ended", time.time()) > REMEMBERED:
+                record = json.loads(path.read_text())
+                if time.time() - record.get("ended", time.time()) > REMEMBERED:
                     path.unlink()
-            except (OSError, ValueError, AttributeError, TypeError):
+                elif record.get("cancel"):
+                    self.cancel(path.stem)
+            except (OSError, ValueError, AttributeError, TypeError, KeyError, GramError, gridtools.ToolError):
                 continue
 
     @staticmethod
@@ -333,6 +338,18 @@ class Gram:
         assert match, record["resource"]
         job = rsl(executable="/bin/sh", arguments=["-c", script], job_type="single")
         return self._globusrun(record, option, "-D", "-r", f"{match[1]}/jobmanager-fork", job)
+
+    def _ask(self, record: dict[str, Any], *words: str) -> str:
+        """Ask a job's manager, which may have to be started for it: it ends with its host, and between two jobs."""
+        try:
+            return self._globusrun(record, *words, record["contact"])
+        except gridtools.ToolError as error:
+            if code_of(error) != _UNREACHABLE:
+                raise
+        with contextlib.suppress(gridtools.ToolError):
+            # It takes up all of its jobs at once, and so says of this one that an "old job manager is still alive".
+            self._globusrun(record, "-F", "-D", "-r", record["resource"], rsl(restart=record["contact"]))
+        return self._globusrun(record, *words, record["contact"])
 
     @staticmethod
     def _globusrun(record: dict[str, Any], *words: str) -> str:
@@ -359,6 +376,6 @@ def main() -> int:
     """Serve the gridmanager that has started this program; return the exit code."""
     set_up_logging()
     gram = Gram()
-    gram.forget()
+    threading.Thread(target=gram.tidy, daemon=True).start()
     Server(VERSION, gram.commands(), sys.stdin.buffer, sys.stdout.buffer).serve()
     return 0
