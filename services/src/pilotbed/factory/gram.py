@@ -12,7 +12,6 @@ commands BLAH_* to it; ours run globusrun. What is not GRAM's but ours:
 from __future__ import annotations
 
 import base64
-import contextlib
 import gzip
 import io
 import json
@@ -53,10 +52,12 @@ LARGEST = 60000
 #: Octets of the end of each stream of a pilot that are fetched.
 OUTPUT = 4 << 20
 
-#: GLOBUS_GRAM_PROTOCOL_ERROR_CONTACTING_JOB_MANAGER, …_JOB_CONTACT_NOT_FOUND: of a job that is over the first is said
-#: by nobody, as its manager has ended, the second by the manager that was started to be asked.
-_UNREACHABLE, _UNKNOWN = 79, 156
-_CODE = re.compile(r"error ?code:? (\d+)")
+#: GRAM's errors, GLOBUS_GRAM_PROTOCOL_ERROR_…: CONTACTING_JOB_MANAGER, as there is none, or no network;
+#: JOB_CONTACT_NOT_FOUND, by a manager that does not know the job; of a job to be taken up, NO_STATE_FILE, as it is over,
+#: and OLD_JM_ALIVE, as it has been taken up already.
+_UNREACHABLE, _UNKNOWN, _NO_STATE, _ALIVE = 79, 156, 121, 124
+#: In the words of gridtools.run; globusrun ends with the number of GRAM's error.
+_CODE = re.compile(r"globusrun failed \((\d+)\)")
 _NAME = re.compile(r"[0-9a-f]{32}")
 _RESOURCE = re.compile(r"([A-Za-z0-9.-]+:[0-9]+)/jobmanager-[a-z0-9_-]+")
 _CONTACT = re.compile(r"https://[A-Za-z0-9.-]+:[0-9]+/\S+")
@@ -167,7 +168,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 def code_of(error: gridtools.ToolError) -> int:
     """Return GRAM's number of what went wrong; 0 if it says none."""
-    found = _CODE.search(str(error))
+    found = _CODE.match(str(error))
     return int(found[1]) if found else 0
 
 
@@ -243,40 +244,41 @@ class Gram:
             record = self._record(name)
         before = dict(record)
         try:
-            word = "".join(self._ask(record, "-status").split()[-1:])
-            record["status"], over, sure = STATES.get(word, record["status"]), word not in STATES, True
-            if not over:
-                record.pop("over", None)
+            word = "".join(self._globusrun(record, "-status", record["contact"]).split()[-1:])
         except gridtools.ToolError as error:
-            over, record["said"] = code_of(error) in (_UNKNOWN, _UNREACHABLE), str(error)
-            sure = code_of(error) == _UNKNOWN
-        if (
-            over
-            and self._end(name, record)
-            and sure
-            and time.time() - record.setdefault("over", time.time()) > PATIENCE
-        ):
-            record["status"] = HELD
+            record["said"] = str(error)
+        else:
+            # It also says DONE of a job whose manager it cannot reach.
+            if word in STATES:
+                record["status"] = STATES[word]
+                record.pop("over", None)
+            else:
+                self._end(name, record)
         if record != before:
             self._keep(name, record)
         return self._told(record)
 
-    def _end(self, name: str, record: dict[str, Any]) -> bool:
-        """Find out how a job has ended of which GRAM says no more; return whether it has left no trace of that."""
+    def _end(self, name: str, record: dict[str, Any]) -> None:
+        """Find out how a job has ended, if it has."""
         try:
             found = unpacked(self._fork(record, _FETCH.format(name=name, output=OUTPUT, mark=_MARK), "-o"))
+            if not found:
+                self._take_up(record)
+                record.pop("over", None)
+                return
         except (gridtools.ToolError, GramError) as error:
-            record["said"] = str(error)  # the computing element is away: its jobs are what they were
-            return False
-        if not found:
-            return True
+            record["said"] = str(error)
+            if not isinstance(error, gridtools.ToolError) or code_of(error) != _NO_STATE:
+                return  # the computing element is away, or a part of it: its jobs are what they were
+            if time.time() - record.setdefault("over", time.time()) > PATIENCE:
+                record["status"] = HELD
+            return
         record["code"], *streams = found
         for key, content in zip(("Out", "Err"), streams, strict=True):
             if key in record:
                 replace_file(Path(record[key]), content, 0o640)
         record["status"], record["ended"] = COMPLETED, time.time()
         self._clear(name, record)
-        return False
 
     def cancel(self, name: str) -> list[str]:
         """End a job and forget it: code, reason. One that cannot be reached is ended when this program next starts."""
@@ -285,7 +287,7 @@ class Gram:
             try:
                 self._ask(record, "-k")
             except gridtools.ToolError as error:
-                if code_of(error) != _UNKNOWN:
+                if code_of(error) not in (_UNKNOWN, _NO_STATE):
                     self._keep(name, record | {"cancel": True})
                     raise
         self._clear(name, record)
@@ -339,17 +341,23 @@ class Gram:
         job = rsl(executable="/bin/sh", arguments=["-c", script], job_type="single")
         return self._globusrun(record, option, "-D", "-r", f"{match[1]}/jobmanager-fork", job)
 
-    def _ask(self, record: dict[str, Any], *words: str) -> str:
+    def _ask(self, record: dict[str, Any], *words: str) -> None:
         """Ask a job's manager, which may have to be started for it: it ends with its host, and between two jobs."""
         try:
-            return self._globusrun(record, *words, record["contact"])
+            self._globusrun(record, *words, record["contact"])
         except gridtools.ToolError as error:
             if code_of(error) != _UNREACHABLE:
                 raise
-        with contextlib.suppress(gridtools.ToolError):
-            # It takes up all of its jobs at once, and so says of this one that an "old job manager is still alive".
+            self._take_up(record)
+            self._globusrun(record, *words, record["contact"])
+
+    def _take_up(self, record: dict[str, Any]) -> None:
+        """Have a job manager run that knows a job; it is the account's, and takes up all of its jobs when it starts."""
+        try:
             self._globusrun(record, "-F", "-D", "-r", record["resource"], rsl(restart=record["contact"]))
-        return self._globusrun(record, *words, record["contact"])
+        except gridtools.ToolError as error:
+            if code_of(error) != _ALIVE:
+                raise
 
     @staticmethod
     def _globusrun(record: dict[str, Any], *words: str) -> str:
