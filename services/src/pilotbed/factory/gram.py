@@ -53,7 +53,7 @@ LARGEST = 60000
 OUTPUT = 4 << 20
 
 #: GRAM's errors, GLOBUS_GRAM_PROTOCOL_ERROR_…: CONTACTING_JOB_MANAGER, as there is none, or no network;
-#: JOB_CONTACT_NOT_FOUND, by a manager that does not know the job; of a job to be taken up, NO_STATE_FILE, as it is over,
+#: JOB_CONTACT_NOT_FOUND, by a manager that does not know the job; of one to be taken up, NO_STATE_FILE, as it is over,
 #: and OLD_JM_ALIVE, as it has been taken up already.
 _UNREACHABLE, _UNKNOWN, _NO_STATE, _ALIVE = 79, 156, 121, 124
 #: In the words of gridtools.run; globusrun ends with the number of GRAM's error.
