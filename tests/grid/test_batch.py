@@ -7,6 +7,7 @@ class; another one needs no more than that.
 """
 
 import itertools
+import json
 import re
 from contextlib import contextmanager
 
@@ -271,6 +272,24 @@ def test_g2_deleted_job_leaves_nothing(batch, run, worker):
     job.done()
     assert batch.state(job.number) == batch.CANCELLED
     assert not [process for process in processes(worker) if process.user == account]
+
+
+# Slurm keeps no sums of its own in the lab: tests/grid/test_site.py asks for its samples.
+@pytest.mark.parametrize("batch", ["gridengine"], indirect=True)
+def test_g4_cpu_time_is_in_the_batch_systems_sum(batch, run, worker, pilot):
+    """Children and an orphan included; the two records are joined as an administrator joins them."""
+    burn = "timeout {} sh -c \"while :; do :; done\""
+    job = run(f"glexec /bin/sh -c '({burn.format(8)} &); {burn.format(10)}; sleep 1; exit 5'")
+    assert job.done(120)[0] == 5
+    told = json.loads(ok(worker, "pilotbed-trace --json --node %s", batch.node))
+    name = f"gridengine {job.number}"
+    mine = json.dumps([one for one in told if one["batch"] == name])
+    join = "printf %%s %s | pilotbed-trace --json --records - --node %s --batch %s"
+    (joined,) = json.loads(ok(batch.master, join, mine, batch.node, gridengine.ACCOUNTING))
+    assert (joined["job"]["user"], joined["job"]["state"]) == (pilot, "exit 5")
+    assert joined["job"]["start"] <= joined["job"]["end"]
+    assert joined["cpu"] >= 10
+    assert joined["cpu"] == pytest.approx(float(joined["job"]["cpu"]), rel=0.05)
 
 
 def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):
