@@ -55,7 +55,6 @@ def test_a_figure_that_one_way_has_not_is_left_out():
 
 def found(relay=1.0, agent_kb=20.0, late=1.0):
     """Results in which the relay is so many times as fast as everything else."""
-
     def way(factor, **more):
         moved = {"gb_per_s": factor, "relay_cpu_s_per_gb": 1 / factor, "cpu_s_per_gb": 2 / factor}
         kinds = dict.fromkeys(("up_1", "down_1", "up_8", "down_8"), moved)

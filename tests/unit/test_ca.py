@@ -105,13 +105,8 @@ def test_its_key_is_its_own(authority: Authority) -> None:
     ],
 )
 def test_a_certificate_serves_its_kind(
-    authority: Authority,
-    key: rsa.RSAPrivateKey,
-    tmp_path: Path,
-    kind: str,
-    dn: str,
-    purposes: tuple[str, ...],
-    refused: tuple[str, ...],
+    authority: Authority, key: rsa.RSAPrivateKey, tmp_path: Path, kind: str, dn: str,
+    purposes: tuple[str, ...], refused: tuple[str, ...],
 ) -> None:
     certificate = authority.sign(request(key), dn, kind)
     for purpose in purposes:

@@ -67,7 +67,7 @@ def test_the_error_of_a_turn_is_in_the_status(tmp_path: Path) -> None:
     worker = Worker(tmp_path, fails(ZeroDivisionError("a defect")))
     with pytest.raises(ZeroDivisionError):
         worker.turn()
-    assert "ZeroDivisionError('a defect')" in (tmp_path / "state.json").read_text()
+    assert "ZeroDivisionError(\'a defect\')" in (tmp_path / "state.json").read_text()
     assert "pilotbed_worker_turns_failed_total 1\n" in (tmp_path / "metrics.prom").read_text()
 
 

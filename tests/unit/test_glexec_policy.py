@@ -420,6 +420,7 @@ class TestWrappedEnvironment:
         program = "import sys; from pilotbed.glexec.wrapenv import {0} as main; sys.exit(main())"
         base = {"PYTHONPATH": os.pathsep.join(sys.path)}
 
+
         def run(env: dict[str, str], main: str, *arguments: str) -> str:
             command = [sys.executable, "-c", program.format(main), *arguments]
             return subprocess.run(command, env=base | env, capture_output=True, text=True, check=True).stdout

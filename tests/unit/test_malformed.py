@@ -134,12 +134,8 @@ def test_trust_material_with_any_octet_changed(grid: Grid, suffix: str, label: s
 def test_a_credential_with_a_malformed_key_or_certificate(tmp_path: Path) -> None:
     """`load_pem` compares the key with the certificate's; an elliptic one, as it takes OpenSSL long to check others."""
     key, name = ec.generate_private_key(ec.SECP256R1()), pki.name("/CN=alice")
-    certificate, secret = (
-        der(pki.sign(name, name, key, key)),
-        key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        ),
-    )
+    certificate, secret = der(pki.sign(name, name, key, key)), key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
     path = tmp_path / "credential"
     path.touch(mode=0o600)
 

@@ -101,18 +101,9 @@ class TestJson:
             with pytest.raises(BadRequest):
                 read(message)
 
-    @given(
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-            lambda inner: (
-                st.lists(inner, max_size=3)
-                | st.dictionaries(
-                    st.sampled_from(["dn", "fqans", "decision", "account", "reason", "name", "uid", "gid", "groups"]),
-                    inner,
-                )
-            ),
-        )
-    )
+    @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner:
+                        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+                            ["dn", "fqans", "decision", "account", "reason", "name", "uid", "gid", "groups"]), inner)))
     def test_any_json_is_read_or_refused(self, value: object) -> None:
         for read in (json_face.subject, json_face.answer):
             try:
@@ -182,8 +173,7 @@ def query(
 ) -> bytes:  # fmt: skip
     known = "urn:oasis:names:tc:xacml:1.0"
     resource = attribute(f"{known}:resource:resource-id", f"{INTEROP}/resource/resource-type/{resource}") + attribute(
-        f"{INTEROP}/resource/dns-host-name", "wn1.grid.test"
-    )
+        f"{INTEROP}/resource/dns-host-name", "wn1.grid.test")
     action = attribute(f"{known}:action:action-id", f"{INTEROP}/action/action-type/{action}")
     return f"""{prologue}
 <env:Envelope xmlns:env="{SOAP}">{head}<env:Body>

@@ -68,7 +68,6 @@ def connection(side, state, now=0.0):
 
 # -- states
 
-
 @pytest.mark.parametrize(("state", "sender", "kind"), list(itertools.product(State, Side, FRAMES)))
 def test_every_frame_in_every_state_from_either_side(state, sender, kind):
     """What the table allows leads to the same state on both sides; all else is refused, or unheard once closed."""
@@ -95,7 +94,6 @@ def test_nothing_is_read_after_the_last_frame():
 
 
 # -- timers
-
 
 def test_agent_pings_and_the_answer_keeps_it_alive():
     agent, relay = connection(Side.AGENT, State.SERVING), connection(Side.RELAY, State.SERVING)
@@ -146,7 +144,6 @@ def test_backoff_grows_to_its_bound_and_scatters():
 
 # -- frames
 
-
 @pytest.mark.parametrize("frame", EXAMPLES.values(), ids=lambda frame: frame.name)
 def test_every_frame_is_decoded_as_it_was_encoded(frame):
     assert Decoder().feed(encode(frame)) == [frame]
@@ -175,10 +172,8 @@ def test_any_bytes_are_frames_or_refused(data):
         assert refusal.final
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
 
 
 @given(st.sampled_from(list(FRAMES)), st.data())
@@ -419,7 +414,6 @@ def test_no_port_is_ever_held_twice(steps):
 
 
 # -- tokens
-
 
 def test_token_works_once_and_expires():
     tokens = TokenBook()

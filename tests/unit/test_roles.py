@@ -260,4 +260,4 @@ def test_no_role_needs_what_the_run_found_out_on_another_host(role: Path) -> Non
 def test_a_result_of_another_host_is_seen() -> None:
     """Control: as role batch_slurm had it."""
     assert reads_another_hosts_results('key: "{{ hostvars[batch_slurm_controller].__batch_slurm_key.stdout }}"')
-    assert not reads_another_hosts_results("all: \"{{ ansible_play_hosts | map('extract', hostvars, '__wanted') }}\"")
+    assert not reads_another_hosts_results('all: "{{ ansible_play_hosts | map(\'extract\', hostvars, \'__wanted\') }}"')

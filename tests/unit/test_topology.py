@@ -41,7 +41,9 @@ def test_nodes_networks_and_sites() -> None:
         "wan": ipaddress.IPv4Network("10.70.0.0/24"),
         "beta": ipaddress.IPv4Network("10.72.0.0/24"),
     }
-    assert found.node("submit") == Node("submit", (("wan", "10.70.0.14"),), (("10.72.0.0/24", "10.70.0.3"),), "")
+    assert found.node("submit") == Node(
+        "submit", (("wan", "10.70.0.14"),), (("10.72.0.0/24", "10.70.0.3"),), ""
+    )
     assert found.node("beta-wn1") == Node("beta-wn1", (("beta", "10.72.0.21"),), (("default", "10.72.0.1"),), "beta")
     assert found.sites == ("beta",)
 

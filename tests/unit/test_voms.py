@@ -74,7 +74,6 @@ def good(people, server, fqans):
 
 # -- accepted
 
-
 def test_a_proxy_tells_whether_it_has_attributes(people, good):
     assert has_attributes(pki.with_attributes(people.alice, good).chain.leaf)
     assert not has_attributes(make_proxy(people.alice, HOUR).chain.leaf)
@@ -117,13 +116,11 @@ def test_several_attribute_certificates(people, server, good, fqans):
 
 def holder(base=None, **fields):
     """Edits the holder: fields of its base certificate ID, and of itself; None leaves one out."""
-
     def edit(info):
         known = info["holder"]["base_certificate_id"]
         named = {"issuer": known["issuer"], "serial": known["serial"], **(base or {})}
         given = {"base_certificate_id": named, **fields}
         info["holder"] = cms.Holder({name: value for name, value in given.items() if value is not None})
-
     return edit
 
 
@@ -151,7 +148,6 @@ def test_elliptic_curves_and_longer_hashes(people, server, good, fqans):
 
 
 # -- refused: what the AC says
-
 
 def attributes(*given):
     return lambda info: info.__setitem__("attributes", [{"type": oid, "values": list(values)} for oid, values in given])
@@ -242,7 +238,6 @@ def test_attributes_hold_within_their_time_only(people, server, good, fqans):
 
 # -- refused: extensions
 
-
 @pytest.mark.parametrize(("changed", "reason"), [
     ({"other": (OTHER, False, b"\5\0")}, None),
     ({"other": (OTHER, True, b"\5\0")}, f"critical extension {OTHER} not understood"),
@@ -273,7 +268,6 @@ def test_extensions_are_read_or_refused(people, server, good, fqans, changed, re
 
 
 # -- refused: the signature
-
 
 def test_a_forged_signature_is_refused(good, fqans):
     with pytest.raises(CertificateError, match="bad signature"):
@@ -315,7 +309,6 @@ def test_somebody_elses_attributes_are_refused(people, server, good, fqans):
 
 
 # -- refused: the server
-
 
 def issued(people, fqans, directory, dn=SERVER, **options):
     """The verdict on what a server with a certificate of its own signs; its DN is in the .lsc."""
@@ -376,7 +369,6 @@ def test_server_that_signs_with_a_proxy(people, server, good, fqans):
 
 
 # -- the .lsc
-
 
 def test_host_certificate_that_is_not_the_vos_server(people, server, good, fqans):
     """Anybody's certificate of the right CA can sign, but not speak for the VO."""
@@ -442,7 +434,6 @@ def test_chain_of_the_server(people, server, good, fqans):
 
 
 # -- bytes
-
 
 @pytest.mark.parametrize("content", [
     b"", b"\0", b"\x30\0", b"\x30\x02\x30\0", b"\x30\x02\x30\x05", b"\x30\x04\x30\x02\x30\0",

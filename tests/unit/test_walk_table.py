@@ -41,28 +41,16 @@ def test_a_good_walk_has_no_problems() -> None:
 WRONG: list[tuple[str, Callable[[Trace], object], str]] = [
     ("exit-code", lambda t: setattr(t, "exit_code", 1), "bob (7.0): exit code 1"),
     ("no-exit-code", lambda t: setattr(t, "exit_code", None), "bob (7.0): exit code None"),
-    (
-        "output",
-        lambda t: setattr(t, "first_line", "hello from gl001 on alpha-wn1.grid.test"),
-        "bob (7.0): the output begins with 'hello from gl001 on alpha-wn1.grid.test'",
-    ),
+    ("output", lambda t: setattr(t, "first_line", "hello from gl001 on alpha-wn1.grid.test"),
+     "bob (7.0): the output begins with 'hello from gl001 on alpha-wn1.grid.test'"),
     ("no-payload-account", lambda t: setattr(t, "payload_account", ""), "bob (7.0): the payload ran as ''"),
-    (
-        "no-pilot-account",
-        lambda t: setattr(t, "pilot_account", "root"),
-        "bob (7.0): 'root' is no pool account of pilots",
-    ),
+    ("no-pilot-account", lambda t: setattr(t, "pilot_account", "root"),
+     "bob (7.0): 'root' is no pool account of pilots"),
     ("no-relay", lambda t: setattr(t, "relay", ""), "bob (7.0): the claim did not come through the relay (no address)"),
-    (
-        "no-stream",
-        lambda t: setattr(t, "relay_streams", 0),
-        "bob (7.0): the claim did not come through the relay (relay.grid.test:41000)",
-    ),
-    (
-        "unseen",
-        lambda t: (t.times.pop("requested"), t.times.pop("matched")),
-        "bob (7.0): nobody saw it requested, matched",
-    ),
+    ("no-stream", lambda t: setattr(t, "relay_streams", 0),
+     "bob (7.0): the claim did not come through the relay (relay.grid.test:41000)"),
+    ("unseen", lambda t: (t.times.pop("requested"), t.times.pop("matched")),
+     "bob (7.0): nobody saw it requested, matched"),
 ]
 
 
@@ -98,9 +86,7 @@ def test_the_table_has_a_column_for_each_job_and_a_row_for_each_stage() -> None:
     assert [name for name in rows if name in STAGES] == list(STAGES)
     # Times count from the job's own submission.
     assert [re.split(r"\s+", rows[stage][0], maxsplit=1)[1] for stage in ("submitted", "requested", "done")] == [
-        "+0.0 s",
-        "+2.5 s",
-        "+17.5 s",
+        "+0.0 s", "+2.5 s", "+17.5 s"
     ]
     assert len({line.index("|") for line in lines if "|" in line}) == 1
 

@@ -66,7 +66,6 @@ def openssl_accepts(ca, credential, tmp_path, *options):
 
 # -- names
 
-
 @pytest.mark.parametrize("dn", [ALICE, "/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN=relay.grid.test",
                                 "/O=Zürich  Grid /CN=a=b\\c",
                                 "/O=" + "x" * 60 + "/OU=" + "Y" * 64 + "/CN=z"])  # fmt: skip
@@ -85,7 +84,6 @@ def load_chain(path):
 
 
 # -- making and reading
-
 
 def test_proxy_file_round_trip(alice, tmp_path):
     proxy = make_proxy(alice, 12 * HOUR)
@@ -140,7 +138,6 @@ def test_chain_without_its_end_entity(alice):
 
 # -- what is accepted
 
-
 @pytest.mark.parametrize("kinds", [(), ("full",), ("limited",), ("full", "full", "limited")])
 def test_genuine_chains_verify_as_openssl_has_it(ca, alice, store, tmp_path, kinds):
     credential = alice
@@ -171,7 +168,6 @@ def test_intermediate_ca_of_the_directory(ca, store):
 
 
 # -- what is refused
-
 
 def test_expired_and_not_yet_valid(ca, alice, store):
     with pytest.raises(CertificateError, match=r"^certificate expired"):
@@ -330,7 +326,6 @@ def test_a_weak_signature_is_refused(ca, store, tmp_path):
 
 
 # -- bytes
-
 
 @pytest.fixture(scope="module")
 def presented(tmp_path_factory):

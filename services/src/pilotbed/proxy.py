@@ -49,3 +49,4 @@ class Proxy:
 
     def __str__(self) -> str:
         return f"{self.dn} until {dt.datetime.fromtimestamp(self.ends, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+

@@ -117,7 +117,9 @@ def moment(text: str, now: datetime.datetime) -> datetime.datetime:
         given = datetime.datetime.fromisoformat(text)
         return given if given.tzinfo else given.replace(tzinfo=datetime.UTC)
     except (ValueError, OverflowError):
-        raise AuthorityError(f"{text!r} is no time such as 2026-11-21T02:47:38, or from now -30d, +2h, -5m") from None
+        raise AuthorityError(
+            f"{text!r} is no time such as 2026-11-21T02:47:38, or from now -30d, +2h, -5m"
+        ) from None
 
 
 def _end(start: datetime.datetime, now: datetime.datetime, days: float) -> datetime.datetime:
@@ -236,7 +238,8 @@ class Authority:
             except ValueError as error:  # before 1950
                 raise AuthorityError(f"{dn}: {not_before}: {error}") from error
             builder = (
-                builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+                builder
+                .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
                 .add_extension(_key_usage(encipher_data=profile.encipher_data), critical=True)
                 .add_extension(x509.ExtendedKeyUsage([*usages, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
                 .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)

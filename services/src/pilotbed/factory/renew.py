@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given.is_absolute():
         _log.error("CREDENTIALS_DIRECTORY is not set: start this as pilotbed-renew.service")
         return 2
-    renewal = Renewal(options.myproxy, dict(options.voms), options.hours, given / "hostcert.pem", given / "hostkey.pem")
+    renewal = Renewal(
+        options.myproxy, dict(options.voms), options.hours, given / "hostcert.pem", given / "hostkey.pem"
+    )
     failed = False
     # systemd names the files of a directory that it loads NAME_FILE.
     for path in sorted(given.glob("pilots_*.pem")):

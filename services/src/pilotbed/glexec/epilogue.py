@@ -13,7 +13,9 @@ from .policy import SYSTEM_ERROR, Conf, Refusal
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
-def run(conf: Conf, caller: pwd.struct_passwd, target: pwd.struct_passwd, command: Sequence[str], code: int) -> None:
+def run(
+    conf: Conf, caller: pwd.struct_passwd, target: pwd.struct_passwd, command: Sequence[str], code: int
+) -> None:
     """Run the epilogue. Raises Refusal (202) if it fails or takes longer than epilogue_timeout.
 
     The caller makes sure that nobody but root can have written the program itself.

@@ -362,7 +362,7 @@ def unified_cgroup(mountinfo: str, cgroup: str) -> str:
             continue
         root, mounted = left.split(" ")[3:5]
         if f"{own}/".startswith(f"{root.rstrip('/')}/"):
-            return f"{mounted}/{own[len(root) :].lstrip('/')}".rstrip("/")
+            return f"{mounted}/{own[len(root):].lstrip('/')}".rstrip("/")
     return ""
 
 

@@ -203,7 +203,9 @@ def _open_sandbox(path: str, caller: pwd.struct_passwd, conf: Conf) -> Sandbox:
 def _supervise(order: Order, control: socket.socket, log: Log) -> int:
     """Have the monitor run the payload, clean up whatever happens, and return the exit code. Raises Refusal."""
     adopt_orphans()
-    peers = Peers(control=control, caller=os.pidfd_open(os.getppid()), supervisor=os.pidfd_open(os.getpid()))
+    peers = Peers(
+        control=control, caller=os.pidfd_open(os.getppid()), supervisor=os.pidfd_open(os.getpid())
+    )
     case = journal.Case(
         caller=order.caller.pw_uid, target=order.target.pw_uid, target_proxy=order.target_proxy, log=log
     )
