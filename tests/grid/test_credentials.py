@@ -87,11 +87,11 @@ class HTCondorCE:
 COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE}
 
 
-@pytest.fixture(params=GRID.names("computing_element"))
+@pytest.fixture(params=[(group, name) for group in COMPUTING_ELEMENTS for name in GRID.names(group)], ids=lambda it: it[1])
 def ce(request):
-    """Each computing element."""
-    flavour = next(group for group in COMPUTING_ELEMENTS if request.param in GRID.names(group))
-    return COMPUTING_ELEMENTS[flavour](request.param)
+    """Each computing element of these flavours."""
+    group, name = request.param
+    return COMPUTING_ELEMENTS[group](name)
 
 
 @pytest.mark.ce

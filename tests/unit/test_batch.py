@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pilotbed import batch
-from pilotbed.batch import htcondor, slurm
+from pilotbed.batch import gridengine, htcondor, slurm
 from pilotbed_suite import CHECKOUT
 
 SYSTEMS = sorted(path.stem for path in Path(inspect.getfile(batch)).parent.glob("[a-z]*.py"))
@@ -125,10 +128,64 @@ def test_streams_of_a_job_below_htcondors_wrapper_are_its_own() -> None:
 
 def test_htcondors_wrapper_tells_a_jobs_inner_processes_and_waits_for_them() -> None:
     """The outer shell dies of the signal, as A-REX's does."""
-    inner = 'trap "sleep 0.3; echo heard; exit" TERM; echo ready; sleep 60 & wait'
+    inner = 'trap "sleep 0.3; echo heard; exit" TERM; echo ready; while :; do sleep 0.05; done'
     job = subprocess.Popen([WRAPPER, "/bin/sh", "-c", f"/bin/sh -c '{inner}'; :"], stdout=subprocess.PIPE, text=True)
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
     job.terminate()
     assert job.communicate(timeout=10)[0] == "heard\n"
     assert job.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("title", "job"),
+    [
+        ("sge_shepherd-6 -bg", "6"),
+        ("sge_shepherd-6\0-bg\0", "6"),
+        ("sge_shepherd-6.1 -bg", ""),
+        ("sge_shepherd-", ""),
+        ("sge_shepherd-\u0661 -bg", ""),
+        ("sge_shepherd-99999999999 -bg", ""),
+        ("/bin/sh\0sge_shepherd-6", ""),
+        ("sge_execd-6", ""),
+    ],
+)
+def test_gridengine_job_is_told_by_the_title_of_its_shepherd(title: str, job: str) -> None:
+    assert gridengine.job(title) == job
+
+
+# A line as the master of 8.1.9 has written it.
+ACCOUNTING = (
+    "# Version: 8.1.9\n#\n"
+    "grid:wn2.grid.test:glpilot:pilot002:pilotbed:16:sge:0:1795860132:1795860133:1795860134:0:7:2:0.901380:0.329965:"
+    "23544.000000:0:0:0:0:48823:3:0:120.000000:64:0:0:0:163:1488:NONE:defaultdepartment:NONE:1:0:1.231345:0.000822:"
+    "0.014109:-q *@wn2.grid.test:0.000000:NONE:41660416.000000:0:0\n"
+)
+
+
+def test_gridengines_accounting_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    record = {"user": "pilot002", "state": "exit 7", "start": "2026-11-28T10:02:13", "end": "2026-11-28T10:02:14",
+              "nodes": "wn2", "cpu": "1.231345"}  # fmt: skip
+    assert gridengine.parse(ACCOUNTING) == {"16": record}
+    assert gridengine.parse(ACCOUNTING.replace(":0:7:2:", ":37 : a reason:137:2:", 1)) == {}, "another number of fields"
+    assert gridengine.parse(ACCOUNTING.replace(":0:7:2:", ":37:137:2:")) == {"16": record | {"state": "failed 37"}}
+
+
+@pytest.mark.parametrize("moment", ["0", "", "x", "-1", "9" * 30, "\u0661x"])
+def test_a_job_that_never_started_has_no_times(moment: str) -> None:
+    record = gridengine.parse(ACCOUNTING.replace(":1795860133:1795860134:", f":{moment}:{moment}:"))["16"]
+    assert (record["start"], record["end"]) == ("", "")
+
+
+@given(
+    st.lists(st.text()),
+    st.lists(st.tuples(st.integers(0, 44), st.text(st.characters(exclude_characters=":"))), max_size=9),
+)
+def test_no_accounting_file_raises(lines: list[str], changes: list[tuple[int, str]]) -> None:
+    fields = ACCOUNTING.splitlines()[2].split(":")
+    for at, text in changes:
+        fields[at] = text
+    for record in gridengine.parse("\n".join([*lines, ":".join(fields)])).values():
+        assert set(record) == {"user", "state", "start", "end", "nodes", "cpu"}
