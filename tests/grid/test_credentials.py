@@ -87,7 +87,10 @@ class HTCondorCE:
 COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE}
 
 
-@pytest.fixture(params=[(group, name) for group in COMPUTING_ELEMENTS for name in GRID.names(group)], ids=lambda it: it[1])
+ASKED = [(group, name) for group in COMPUTING_ELEMENTS for name in GRID.names(group)]
+
+
+@pytest.fixture(params=ASKED, ids=[name for _, name in ASKED])
 def ce(request):
     """Each computing element of these flavours."""
     group, name = request.param
