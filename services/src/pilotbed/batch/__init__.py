@@ -36,3 +36,13 @@ def load(name: str) -> "BatchSystem":
         except ModuleNotFoundError:
             pass
     raise ValueError(f"batch system {name!r} has no module in pilotbed/batch")
+
+
+def moment(seconds: str) -> str:
+    """Return a local ISO time of ``seconds`` since 1970; "" for no time (0), or rubbish; for records."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromtimestamp(int(seconds)).isoformat() if int(seconds) > 0 else ""
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -1,5 +1,7 @@
 """Grid Engine."""
 
+from . import moment
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,17 +44,7 @@ def parse(text: str) -> dict[str, dict[str, str]]:
         failed, code = said[_FAILED].partition(" ")[0], said[_EXIT]
         jobs[said[_JOB]] = {
             "user": said[_OWNER], "state": f"exit {code}" if failed == "0" else f"failed {failed}",
-            "start": _moment(said[_START]), "end": _moment(said[_END]), "nodes": said[_HOSTNAME].partition(".")[0],
+            "start": moment(said[_START]), "end": moment(said[_END]), "nodes": said[_HOSTNAME].partition(".")[0],
             "cpu": said[_CPU],
         }  # fmt: skip
     return jobs
-
-
-def _moment(seconds: str) -> str:
-    """Return an ISO time, local, of seconds since 1970 (8.1.9, seen); "" for no start (0), or rubbish."""
-    from datetime import datetime
-
-    try:
-        return datetime.fromtimestamp(int(seconds)).isoformat() if int(seconds) > 0 else ""
-    except (ValueError, OverflowError, OSError):
-        return ""

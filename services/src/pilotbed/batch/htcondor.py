@@ -1,5 +1,7 @@
 """HTCondor: a site's own pool, as batch system. The users' pool, whose daemons are the pilots', is none."""
 
+from . import moment
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,23 +59,13 @@ def parse(text: str) -> dict[str, dict[str, str]]:
         if job(f"condor_starter\0-a\0{number}\0"):
             jobs[number] = {
                 "user": said.get("Owner", ""), "state": _STATES.get(said.get("JobStatus", ""), ""),
-                "start": _moment(said.get("JobCurrentStartDate", "")),
-                "end": _moment(said.get("EnteredCurrentStatus", "")),
+                "start": moment(said.get("JobCurrentStartDate", "")),
+                "end": moment(said.get("EnteredCurrentStatus", "")),
                 "nodes": said.get("LastRemoteHost", "").rpartition("@")[2].partition(".")[0],
                 "cpu": _sum(said.get("RemoteUserCpu", ""), said.get("RemoteSysCpu", "")),
             }  # fmt: skip
         said = {}
     return jobs
-
-
-def _moment(seconds: str) -> str:
-    """Return a local ISO time of seconds since 1970; "" for what is none."""
-    from datetime import datetime
-
-    try:
-        return datetime.fromtimestamp(int(seconds)).isoformat() if int(seconds) > 0 else ""
-    except (ValueError, OverflowError, OSError):
-        return ""
 
 
 def _sum(*seconds: str) -> str:
