@@ -136,7 +136,12 @@ class Run:
         self.job: Job = jobs.submit(walk.walker("alice"), site, SCRIPT, described, proxy="true")
 
     def __enter__(self) -> "Run":
-        until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot), 120)
+        try:
+            with self.job.explained():
+                until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot), 120)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

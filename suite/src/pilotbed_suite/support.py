@@ -232,7 +232,25 @@ class Job:
 
     def done(self, deadline: float = 180) -> dict[str, Any]:
         """Wait for the job's end; return its ad."""
-        return walk.wait(self.node, {self.owner: self.id}, deadline)[self.owner]
+        with self.explained():
+            return walk.wait(self.node, {self.owner: self.id}, deadline)[self.owner]
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Add to what is raised why the job has not come further: its log, its matches, what the pool says of it."""
+        try:
+            yield
+        except BaseException as error:
+            manager = GRID.node("central_manager")
+            for node, command in (
+                (self.node, f"condor_q -better-analyze {self.id}"),
+                (self.node, f"grep -wF '{self.id}' /var/log/condor/SchedLog | tail -n 20"),
+                (manager, "tail -n 40 /var/log/condor/NegotiatorLog"),
+                (manager, "condor_status -af Name State Activity RemoteOwner GLIDEIN_Site"),
+            ):
+                error.add_note(f"{command}:\n{node.run(command).stdout}")
+            error.add_note(self.read("log"))
+            raise
 
     def holds(self, site: Site, deadline: float = 120) -> tuple[Host, Process]:
         """Wait until the payload has come to HOLD; return the worker and the process there."""
@@ -246,7 +264,8 @@ class Job:
                     return worker, found
             return None
 
-        found = until(f"{self.owner}'s job {self.id} has come to its HOLD", look, deadline)
+        with self.explained():
+            found = until(f"{self.owner}'s job {self.id} has come to its HOLD", look, deadline)
         assert found
         return found
 
