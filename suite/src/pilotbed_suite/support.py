@@ -56,8 +56,9 @@ class Site:
     vos: tuple[str, ...] = ()
 
     def slots(self, central: Host) -> list[dict[str, Any]]:
-        """Return the partitionable slots of this site's pilots, from the collector."""
-        wanted = f'MyType == "Machine" && GLIDEIN_Site == "{self.name}" && PartitionableSlot'
+        """Return the partitionable slots of this site's pilots of the first VO, from the collector."""
+        group = GRID.variable("grid_vos")[0]["frontend_group"]
+        wanted = f'GLIDEIN_Site == "{self.name}" && GLIDECLIENT_Group == "{group}" && PartitionableSlot'
         shown = central.run("condor_status -json -constraint %s", wanted).stdout
         found: list[dict[str, Any]] = json.loads(shown or "[]")
         return found
@@ -341,15 +342,15 @@ def pilot_proxies(worker: Host) -> list[str]:
 
 
 def worker_with_a_pilot(site: Site) -> Host:
-    """Return a worker of the site where one of the factory's pilots is, whose proxy can be borrowed."""
-    there = until(f"a pilot at {site.name}", lambda: [node for node in map(host, site.workers) if work_dirs(node)])
+    """Return a worker of the site where one of the first VO's pilots is, whose proxy can be borrowed."""
+    there = until(f"a pilot at {site.name}", lambda: [node for node in map(host, site.workers) if pilot_proxies(node)])
     return there[0]
 
 
 def arguments(site: Site) -> dict[str, str]:
-    """Return the arguments of the factory's newest pilot at ``site``: option to value."""
-    factory = GRID.node("factory")
-    theirs = f'GlideinEntryName == "{site.name}"'
+    """Return the arguments of the factory's newest pilot of the first VO at ``site``: option to value."""
+    factory, group = GRID.node("factory"), GRID.variable("grid_vos")[0]["frontend_group"]
+    theirs = f'GlideinEntryName == "{site.name}" && split(GlideinClient, ".")[1] == "{group}"'
     for tool in ("condor_q -allusers", "condor_history -limit 1"):
         found = factory.run(f"pilotbed-factory-pool {tool} -constraint %s -af Arguments", theirs).stdout
         if words := found.partition("\n")[0].split():
