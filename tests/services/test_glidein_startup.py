@@ -469,7 +469,7 @@ def test_a_signal_ends_everything_at_once(site: Site, name: str) -> None:
     pilot.send_signal(getattr(signal, f"SIG{name}"))
     rest = pilot.stdout.read()
     assert pilot.wait(20) != 0
-    assert time.monotonic() - started < 10, "a pilot that was told to stop held its node"
+    assert time.monotonic() - started < 20, "a pilot that was told to stop held its node"
     assert "stopping" in rest
     assert list(site.worker.iterdir()) == []
     done = subprocess.run(["pgrep", "-f", "sleep 4242"], capture_output=True, text=True, check=False)

@@ -428,7 +428,7 @@ def test_token_expires_with_its_client(bed):
     began = time.monotonic()
     with pytest.raises(ConnectionResetError):
         client.recv(1)
-    assert 9 < time.monotonic() - began < 13
+    assert 9 < time.monotonic() - began < 30
     with pytest.raises(ConnectionResetError):
         stream(bed, token).recv(1)
     assert (bed.refused("stream_timeout"), bed.refused("bad_token")) == (1, 1)
