@@ -353,7 +353,7 @@ def arguments(site: Site) -> dict[str, str]:
     theirs = f'GlideinEntryName == "{site.name}" && split(GlideinClient, ".")[1] == "{group}"'
     for tool in ("condor_q -allusers", "condor_history -limit 1"):
         found = factory.run(f"pilotbed-factory-pool {tool} -constraint %s -af Arguments", theirs).stdout
-        if words := found.partition("\n")[0].split():
+        if words := found.rstrip("\n").rpartition("\n")[2].split():
             return dict(zip(words[::2], words[1::2], strict=True))
     pytest.fail(f"the factory has never had a pilot at {site.name}")
 
