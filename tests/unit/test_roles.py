@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, parts
 
 ROLES = sorted(path for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
@@ -167,6 +167,14 @@ def test_no_other_file_names_a_flavour() -> None:
         named = [str(path.relative_to(CHECKOUT)) for path in places if path.is_file() and flavour not in path.parts
                  and path.parts[-2] != "__pycache__" and flavour in path.read_text()]  # fmt: skip
         assert named == [], flavour
+
+
+def test_every_flavour_is_met_by_make_test() -> None:
+    """By the lab, or by a scenario that is a part of the suite."""
+    sources = [CHECKOUT / "inventory/lab/hosts.yml"]
+    sources += [CHECKOUT / f"extensions/molecule/{name}/hosts.yml" for name in parts.scenarios()]
+    met = {group for path in sources for group, members in read(path)["all"]["children"].items() if members["hosts"]}
+    assert set(flavours()) <= met
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -27,6 +27,8 @@ from . import CHECKOUT
 
 #: Lines of a failed part's log that are shown.
 SHOWN = 150
+#: Of the column of parts' names.
+WIDTH = 26
 #: Lanes whose parts leave the processors to the others, by so much (nice(1)).
 NICE = {"host": 5}
 
@@ -93,6 +95,23 @@ _DEPLOYED = ("ansible.cfg", "inventory", "playbooks", "plugins", "roles", "servi
 #: These need a site and no more: they are tried on the small grid.
 _ANY_SITE = tuple(f"tests/grid/test_{name}.py" for name in ("batch", "starter", "users"))
 
+
+def scenarios() -> list[str]:
+    """Return the names of molecule's scenarios that are parts of the suite."""
+    lines = (CHECKOUT / "extensions/molecule/make-test").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _scenario(name: str) -> Part:
+    """Return the part that runs one of molecule's scenarios."""
+    part = Part(
+        name, "host", ((str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", name),),
+        ("extensions", "galaxy.yml", "tests/grid", *_DEPLOYED, *_LAB),
+    )  # fmt: skip
+    # Molecule calls pytest by itself.
+    return replace(part, environment={"PYTEST_ADDOPTS": f"--junit-xml={part.report}"})
+
+
 PARTS = (
     Part("lint", "host", (("tests/lint",),), (".",)),
     Part("unit", "host", (_tests("--numprocesses", "2", "tests/unit"),), (".",)),
@@ -107,6 +126,7 @@ PARTS = (
         ("tests/small", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/small", "LAB": "small"},
     ),
+    *map(_scenario, scenarios()),
     Part(
         "grid", "grid", (_UP, _tests("tests/grid", *(f"--ignore={each}" for each in _ANY_SITE))),
         ("tests/grid", *_DEPLOYED, *_LAB),
@@ -166,10 +186,10 @@ class Runner:
             digest = part.digest()
             if self._changed and digest and part.stamp.exists() and part.stamp.read_text() == digest:
                 outcome.verdict = "unchanged"
-                self._say(f"  {part.name:<12} nothing that it can see has changed since it passed")
+                self._say(f"  {part.name:<{WIDTH}} nothing that it can see has changed since it passed")
                 continue
             begun = time.monotonic()
-            self._say(f"  {part.name:<12} begins")
+            self._say(f"  {part.name:<{WIDTH}} begins")
             part.stamp.unlink(missing_ok=True)
             part.report.unlink(missing_ok=True)
             if self._to_screen:
@@ -187,7 +207,7 @@ class Runner:
                 part.stamp.write_text(digest)
             elif not self._to_screen:
                 self._show(part)
-            self._say(f"  {part.name:<12} {_line(outcome)}")
+            self._say(f"  {part.name:<{WIDTH}} {_line(outcome)}")
 
     def _commands(self, part: Part, log: IO[bytes] | None) -> bool:
         for words in part.commands:
@@ -280,10 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken = [one.part.name for one in outcomes if one.verdict == "FAILED"]
     if len(chosen) == 1:
         return 1 if broken else 0
-    print(f"\n  {'part':<12} {'':<12} {'time':>9}")
+    print(f"\n  {'part':<{WIDTH}} {'':<12} {'time':>9}")
     for outcome in outcomes:
-        print(f"  {outcome.part.name:<12} {_line(outcome)}")
-    print(f"  {'all':<12} {'':<12} {time.monotonic() - begun:7.1f} s\n")
+        print(f"  {outcome.part.name:<{WIDTH}} {_line(outcome)}")
+    print(f"  {'all':<{WIDTH}} {'':<12} {time.monotonic() - begun:7.1f} s\n")
     passed, failed, skipped = (sum(getattr(one, name) for one in outcomes) for name in ("passed", "failed", "skipped"))
     if broken:
         print(f"failed: {', '.join(broken)}")
