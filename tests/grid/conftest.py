@@ -23,6 +23,7 @@ MARKERS = {
     "revocation": "who is revoked or banned is kept out everywhere, and let in again",
     "vos": "two VOs on one grid",
     "edges": "what the firewalls of sites let through",
+    "upgrade": "what another release's grid must not lose (tests/upgrade)",
 }
 
 
