@@ -10,7 +10,7 @@ SCRIPT = f"""#!/bin/sh
 look() {{
     id -un
     hostname
-    sha256sum /etc/grid-security/certificates/*.pem
+    sha256sum /etc/grid-security/certificates/*.0
     openssl x509 -in "$X509_USER_PROXY" -noout -subject
 }}
 look

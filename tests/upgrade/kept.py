@@ -40,7 +40,7 @@ def seen() -> dict:
     pilots = "ps -ww -eo pid=,lstart=,args= | grep -E '[c]ondor_(master|startd)' | sort"
     return {
         "certificates": {
-            name: ok(host(name), "sha256sum /etc/grid-security/hostcert.pem /etc/grid-security/certificates/*.pem")
+            name: ok(host(name), "sha256sum /etc/grid-security/hostcert.pem /etc/grid-security/certificates/*.0")
             for name in inventory.load().hosts()
         },
         "leases": {
