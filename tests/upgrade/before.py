@@ -11,7 +11,6 @@ look() {{
     id -un
     hostname
     sha256sum /etc/grid-security/certificates/*.0
-    openssl x509 -in "$X509_USER_PROXY" -noout -subject
 }}
 look
 {HOLD}
