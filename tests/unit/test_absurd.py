@@ -309,10 +309,10 @@ def credentials(proxy: str, client: Client = CLIENT) -> Ad:
 
 
 PILOT: Ad = {
-    "ClusterId": 7, "ProcId": 0, "JobStatus": 1, "GridJobStatus": "QUEUING", "GridJobId": "arc https://ce x y",
+    "ClusterId": 7, "ProcId": 0, "JobStatus": 1, "GridJobStatus": "QUEUING", "GridJobId": "arc https://127.0.0.1:9 y",
     "GlideinFactory": "factory", "GlideinName": "v1", "GlideinEntryName": "beta", "GlideinClient": "vo.main",
     "GlideinFrontendName": "vo:pilot", "GlideinCredentialIdentifier": CREDENTIAL,
-    "EnteredCurrentStatus": 1_700_000_000, "NumHolds": 0, "HoldReason": "",
+    "EnteredCurrentStatus": 1_700_000_000, "NumHolds": 0, "HoldReason": "", "GlideinProxyEnds": 2**40,
 }  # fmt: skip
 
 

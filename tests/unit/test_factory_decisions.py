@@ -371,7 +371,7 @@ def test_the_submit_description_is_complete() -> None:
     assert options["-clientwebgroup"] == "http://frontend.test/stage/group_main"
     assert options["-param_GLIDEIN_Collector"] == "central.colon,9618"
     assert set(options["-param_KNOB"]).isdisjoint(set('"$() `'))
-    text = submission.description(entry, one, words, Path("/c/proxy.pem"), Path("/log"))
+    text = submission.description(entry, one, words, Path("/c/proxy.pem"), 1.5e9, Path("/log"))
     lines = dict(line.split(" = ", 1) for line in text.splitlines())
     assert lines["grid_resource"] == "arc https://ce.test:443/arex/rest/1.0"
     assert lines["arc_resources"] == "<QueueName>grid</QueueName>"
@@ -395,7 +395,7 @@ def test_a_pilot_is_removed_by_its_schedd_after_its_time(status: int, queued: in
 
     submission = Submission(FACTORY, "factory.grid.test", Path("/usr/lib/start.sh"), "std")
     one = Trusted(request(), CREDENTIAL, {})
-    text = submission.description(ALPHA, one, [], Path("/c/proxy.pem"), Path("/log"))
+    text = submission.description(ALPHA, one, [], Path("/c/proxy.pem"), 1.5e9, Path("/log"))
     (rule,) = [line.split(" = ", 1)[1] for line in text.splitlines() if line.startswith("periodic_remove")]
     now = int(time.time())
     job = classad2.ClassAd({"JobStatus": status, "QDate": now - queued, "EnteredCurrentStatus": now - since})

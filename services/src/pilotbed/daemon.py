@@ -74,6 +74,10 @@ class Daemon(ABC):
     def status(self, now: float) -> Mapping[str, Any]:
         """Return what the status file says beyond the turn itself; nothing secret."""
 
+    def metrics(self) -> Mapping[str, float]:
+        """Return the daemon's own metrics (``service.write_metrics``)."""
+        return {}
+
     def say(self, about: str, what: str, **fields: object) -> None:
         """Log a line about something unless the last one about it was the same."""
         line = event(what, **fields)
@@ -150,8 +154,11 @@ class Daemon(ABC):
                 "loop_delay": self.loop_delay, "error": error, "absurd": dict(self.absurd), "errors": self.errors,
             }  # fmt: skip
             write_status(self.status_file, own | dict(self.status(now)))
-            metrics = {"turns_total": self.turns, "turns_failed_total": self.failed, "errors_total": self.errors}
-            write_metrics(self.status_file.with_name("metrics.prom"), f"pilotbed_{self.name}", metrics | self.absurd)
+            metrics = {
+                "turns_total": self.turns, "turns_failed_total": self.failed, "errors_total": self.errors,
+                **self.absurd, **self.metrics(),
+            }  # fmt: skip
+            write_metrics(self.status_file.with_name("metrics.prom"), f"pilotbed_{self.name}", metrics)
 
 
 def run(

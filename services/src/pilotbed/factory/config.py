@@ -205,6 +205,7 @@ class Config:
         manifest: written by pilotbed-factory-stage, beside the files.
         executable: the pilots' start-up script.
         status: status file for tools.
+        certificates: directory of CAs and CRLs, by which the factory itself knows computing elements.
         verbosity: of the start-up script (std, nodebug, fast, check).
         least_proxy_life: with less, a credential submits no pilot.
         recoverable_holds: regular expressions on HoldReason; such pilots are released, others removed.
@@ -226,6 +227,7 @@ class Config:
     manifest: Path = Path("/var/lib/pilotbed/factory/stage/manifest.json")
     executable: Path = Path("/usr/lib/pilotbed/pilotbed/glidein/glidein_startup.sh")
     status: Path = Path("/run/pilotbed/factory/state.json")
+    certificates: Path = Path("/etc/grid-security/certificates")
     verbosity: str = "std"
     least_proxy_life: int = 3600
     recoverable_holds: tuple[str, ...] = ("SSL connect error", "curl_easy_perform")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pilotbed.daemon import Daemon, NotReady, run
+from pilotbed.daemon import NAMED, Daemon, NotReady, run
 from pilotbed.pool import AbsurdValue, Collector, PoolError, Schedd, any_of, equals, open_door
 from pilotbed.pool.values import Value
 from pilotbed.protocol import ProtocolError
@@ -23,6 +23,7 @@ from pilotbed.service import event, first_line, read_file
 from .config import PARAMETERS, Config, Entry
 from .credentials import Store
 from .decisions import Decision, Patience, Pilot, manage, tend
+from .renewals import Renewals
 from .states import State
 from .submission import Submission
 from .trust import CredentialName, Refusal, Rules, Trusted, check_credentials, check_request
@@ -47,6 +48,7 @@ class Factory(Daemon):
         self.refused: dict[str, str] = {}
         self.entries: dict[str, dict[str, Any]] = {name: {} for name in config.entries}
         self.proxies: dict[CredentialName, Proxy] = {}
+        self.renewals = Renewals(config.certificates)
 
     # -- reading
 
@@ -175,7 +177,9 @@ class Factory(Daemon):
         logs = config.directory / "log" / f"entry_{trusted.request.entry_short}"
         logs.mkdir(mode=0o750, parents=True, exist_ok=True)
         words = self.submission.arguments(entry, trusted, stage)
-        text = self.submission.description(entry, trusted, words, self.store.path(trusted.credential), logs)
+        credential = trusted.credential
+        ends = self.proxies[credential].ends
+        text = self.submission.description(entry, trusted, words, self.store.path(credential), ends, logs)
         queued = 0
         while queued < decision.submit:
             count = min(CLUSTER, decision.submit - queued)
@@ -237,6 +241,12 @@ class Factory(Daemon):
             schedd.release(care.release, "pilotbed-factory: recoverable hold")
             schedd.remove(care.remove, "pilotbed-factory: held for good, or stale")
             schedd.remove(care.force, "pilotbed-factory: held too often", forced=True)
+
+    def renew(self, pilots: Sequence[Pilot]) -> None:
+        """Have newer proxies brought to pilots where HTCondor does not, and tell of those that do not get theirs."""
+        self.renewals.turn(pilots, self.proxies, self.store.path)
+        for job, why in list(self.renewals.failures.items())[:NAMED]:
+            self.say(f"renewal {job}", "renewal-failed", pilot=job, why=why)
 
     # -- telling
 
@@ -301,6 +311,16 @@ class Factory(Daemon):
                 name.filename: {"dn": proxy.dn, "left": proxy.left(now)} for name, proxy in self.proxies.items()
             },
             "refused": self.refused,
+            "renewals_waiting": self.renewals.waiting,
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Return how pilots get newer proxies where HTCondor does not bring them."""
+        renewals = self.renewals
+        return {
+            "renewals_total": renewals.done,
+            "renewals_failed_total": renewals.failed,
+            "renewals_waiting": renewals.waiting,
         }
 
     # -- the turn
@@ -333,6 +353,8 @@ class Factory(Daemon):
             with self.apart(f"decision {decision.trusted.request.name}"):
                 acted.append(self.carry_out(schedd, decision, stage))
         self.look_after(schedd, pilots)
+        with self.apart("renewals"):
+            self.renew(pilots)
         self.advertise(decisions, downtimes, any(acted))
 
 

@@ -32,7 +32,8 @@ def state_of(status: int, grid_status: str, grid_id: str) -> State | None:
     """Return a pilot's state from JobStatus, GridJobStatus and GridJobId; None for one that has ended."""
     if status == _HELD:
         return State.HELD
-    said = gridtypes.states_of(grid_id).get(grid_status)
+    kind = gridtypes.of(grid_id)
+    said = kind.states.get(grid_status) if kind else None
     if status in (_RUNNING, _TRANSFERRING):
         ending = status == _TRANSFERRING or said is State.STAGE_OUT
         return State.STAGE_OUT if ending else State.RUNNING
@@ -57,11 +58,15 @@ class Pilot:
     since: float
     holds: int = 0
     hold_reason: str = ""
+    #: By what its computing element knows it (GridJobId), and when the proxy ends that it was submitted with.
+    grid_id: str = ""
+    proxy_ends: int = 0
 
     #: What has to be asked of the schedd.
     ATTRIBUTES = (
         "ClusterId", "ProcId", "JobStatus", "GridJobStatus", "GridJobId", "GlideinEntryName", "GlideinClient",
         "GlideinFrontendName", "GlideinCredentialIdentifier", "EnteredCurrentStatus", "NumHolds", "HoldReason",
+        "GlideinProxyEnds",
     )  # fmt: skip
 
     @classmethod
@@ -88,6 +93,8 @@ class Pilot:
             since=number(job, "EnteredCurrentStatus", _NEVER, most=_NEVER, notes=notes),
             holds=number(job, "NumHolds", 0, notes=notes),
             hold_reason=text(job, "HoldReason", "", notes=notes),
+            grid_id=grid_id,
+            proxy_ends=number(job, "GlideinProxyEnds", 0, most=_NEVER, notes=notes),
         )
 
 

@@ -67,10 +67,13 @@ class Submission:
             del options["proxy"]
         return pilot_arguments(options, sorted(trusted.parameters.items()))
 
-    def description(self, entry: Entry, trusted: Trusted, words: list[str], credential: Path, logs: Path) -> str:
+    def description(
+        self, entry: Entry, trusted: Trusted, words: list[str], credential: Path, ends: float, logs: Path
+    ) -> str:
         """Return the submit description of pilots for ``trusted`` with the argument list ``words``.
 
-        ``logs`` is the directory of the pilots' output; ``credential`` the proxy file that they run under.
+        ``logs`` is the directory of the pilots' output; ``credential`` the proxy file that they run under, which is
+        good until ``ends`` (seconds, Unix).
         """
         request = trusted.request
         name = f"{trusted.credential.security_name}_{request.client}"
@@ -105,5 +108,6 @@ class Submission:
             "when_to_transfer_output": "on_exit",
             "notification": "never",
             "periodic_remove": too_long,
+            "MY.GlideinProxyEnds": int(ends),
         } | {f"MY.{key}": quote(value) for key, value in marks.items()}
         return "".join(f"{key} = {value}\n" for key, value in lines.items())

@@ -24,6 +24,7 @@ PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 INHERIT_ALL = "1.3.6.1.5.5.7.21.1"
 LIMITED = "1.3.6.1.4.1.3536.1.1.1.9"
 BACKDATE = dt.timedelta(minutes=5)  # as Globus and VOMS do, for clocks that lag
+LEAST_BITS = 2048  # of an RSA key that somebody else has made
 
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -269,10 +270,44 @@ def make_proxy(
     Raises:
         CertificateError: the issuer has expired.
     """
-    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
-    if issuer.chain.not_after <= now:
-        raise CertificateError(f"cannot make a proxy: {issuer.chain.dn} expired at {issuer.chain.not_after:%FT%TZ}")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return Credential(_signed(issuer, key.public_key(), lifetime, kind, path_length), key)
+
+
+def delegate(issuer: Credential, request: bytes) -> Chain:
+    """A new full RFC 3820 proxy for a key that somebody else has made and keeps; it lives as long as `issuer`.
+
+    Args:
+        issuer: the proxy that signs.
+        request: the other's certificate request (PEM, PKCS #10); only its key counts.
+    Raises:
+        CertificateError: the request is none, is not signed by its own key, or has a weak key; the issuer has expired.
+    """
+    try:
+        asked = x509.load_pem_x509_csr(request)
+        key, proven = asked.public_key(), asked.is_signature_valid
+    except Exception as error:  # of cryptography, for somebody else's bytes; see `readable`
+        raise CertificateError(f"unreadable certificate request: {reason(error)}") from None
+    if not proven:
+        raise CertificateError("the certificate request is not signed by its own key")
+    if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        raise CertificateError("the certificate request's key is neither RSA nor EC")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_BITS:
+        raise CertificateError(f"the certificate request's key has {key.key_size} bits, fewer than {LEAST_BITS}")
+    return _signed(issuer, key, dt.timedelta.max, "full", None)
+
+
+def _signed(
+    issuer: Credential,
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey,
+    lifetime: dt.timedelta,
+    kind: Literal["full", "limited"],
+    path_length: int | None,
+) -> Chain:
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    left = issuer.chain.not_after - now
+    if left <= dt.timedelta(0):
+        raise CertificateError(f"cannot make a proxy: {issuer.chain.dn} expired at {issuer.chain.not_after:%FT%TZ}")
     parent = issuer.chain.leaf
     serial = secrets.randbelow(2**31 - 1) + 1
     common_name = x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, str(serial))])
@@ -288,15 +323,15 @@ def make_proxy(
         x509.CertificateBuilder()
         .subject_name(x509.Name([*parent.subject.rdns, common_name]))
         .issuer_name(parent.subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(serial)
         .not_valid_before(max(now - BACKDATE, parent.not_valid_before_utc))
-        .not_valid_after(min(now + lifetime, issuer.chain.not_after))
+        .not_valid_after(now + min(lifetime, left))
         .add_extension(usage, critical=True)
         .add_extension(x509.UnrecognizedExtension(PROXY_CERT_INFO, info.dump()), critical=True)
         .sign(issuer.key, hashes.SHA256())
     )
-    return Credential(Chain((certificate, *issuer.chain.certificates)), key)
+    return Chain((certificate, *issuer.chain.certificates))
 
 
 def _public(holder: Key | x509.Certificate) -> bytes:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..states import State
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+#: Has jobs of a computing element go on under a newer proxy, and returns by job why not, "" where they do.
+#: Its arguments: gatekeeper, the CE's names of the jobs, the proxy's file, directory of CAs and CRLs.
+Renewer = Callable[[str, Sequence[str], Path, Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class GridType:
         resource: ``grid_resource`` of the submit description; ``{gatekeeper}`` and ``{queue}`` stand for the entry's.
         submit: further lines of it, with the same.
         states: what the CE's word (GridJobStatus) means while HTCondor calls the job idle or running.
+        renew: brings a newer proxy to jobs that the CE has, where HTCondor does not.
     """
 
     gatekeeper: re.Pattern[str]
@@ -32,6 +38,7 @@ class GridType:
     resource: str
     submit: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, State] = field(default_factory=dict)
+    renew: Renewer | None = None
 
     def description(self, gatekeeper: str, queue: str) -> dict[str, str]:
         """Return the lines of the submit description that say where a pilot goes."""
@@ -55,9 +62,9 @@ def load(name: str) -> GridType:
     raise ValueError(f"gridtype {name!r} has no module in pilotbed/factory/gridtypes")
 
 
-def states_of(grid_id: str) -> Mapping[str, State]:
-    """Return what the words of a job's CE mean, by its GridJobId (``arc URL - NAME``); {} where that says nothing."""
+def of(grid_id: str) -> GridType | None:
+    """Return the grid type of a job by its GridJobId (``arc URL NAME``); None where that says nothing."""
     try:
-        return load(grid_id.partition(" ")[0]).states
+        return load(grid_id.partition(" ")[0])
     except ValueError:
-        return {}
+        return None

@@ -2,6 +2,7 @@
 
 import re
 
+from ..arex import renew
 from ..states import State
 from . import GridType
 
@@ -17,4 +18,5 @@ RECORD = GridType(
         **dict.fromkeys(("RUNNING", "INLRMS:R", "EXITING"), State.RUNNING),
         **dict.fromkeys(("FINISHING", "FINISHED"), State.STAGE_OUT),
     },
+    renew=renew,
 )
