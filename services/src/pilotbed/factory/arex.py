@@ -5,8 +5,8 @@ that was submitted (GM_SUBMITTED in arcjob.cpp, 25.14) is looked at, cancelled a
 
 ARC's REST interface, 1.0 (section Delegations): ``POST /jobs?action=delegations`` tells a job's delegations,
 ``POST /delegations/ID?action=renew`` answers with a certificate request for a new key, which stays there, and
-``PUT /delegations/ID`` takes the proxy that was signed for it. A-REX then has it in its own files; that it comes from
-there into the job's directory is the matter of the site (role ce_arc).
+``PUT /delegations/ID`` takes the proxy that was signed for it. A-REX then has it in its own files; from there
+into the job's directory it is brought by the site's own means.
 """
 
 from __future__ import annotations
