@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from pilotbed_suite import CHECKOUT
 
-JOB = "0123456789abcdef"
+JOB, DELEGATION = "0123456789ab", "d44866b723c6"
 PROGRAM = CHECKOUT / "roles/ce_arc/files/usr/libexec/pilotbed/arc-job-proxies"
 #: nobody's, as a job's account.
 OTHER = 65534
@@ -32,6 +32,10 @@ def load() -> ModuleType:
 program = load()
 
 
+def pem(content: str) -> str:
+    return f"-----BEGIN CERTIFICATE-----\n{content}\n-----BEGIN RSA PRIVATE KEY-----\n"
+
+
 class Arex:
     """Control and session directory of one job."""
 
@@ -39,14 +43,16 @@ class Arex:
         self.control, self.session, self.owner = directory / "control", directory / "session" / JOB, owner
         self.known: dict[str, int] = {}
         self.said: dict[str, str] = {}
-        self.files = self.control / "jobs/012/345/678/9abcdef"
-        for path in (self.files, self.session, self.control / "processing"):
+        self.files = self.control / "jobs/012/345/678/9ab"
+        self.delegation = self.control / "delegations/d44/866/b72/3c6"
+        for path in (self.files, self.delegation.parent, self.session, self.control / "processing"):
             path.mkdir(parents=True)
         os.chown(self.session, owner, owner)
         self.status("INLRMS")
-        (self.files / "local").write_text(f"jobname=pilot\nsessiondir={self.session}\n")
+        self.note(f"args=a=b\ndelegationid={DELEGATION}\nvoms=/a\nvoms=/b\nsessiondir={self.session}\n")
+        self._write(self.files / "proxy", "the first one, for ever")
         self.proxy("first")
-        self.copy("first")
+        self.copy(pem("first"))
 
     def status(self, word: str) -> None:
         (self.control / "processing" / f"{JOB}.status").write_text(f"{word}\n")
@@ -56,10 +62,14 @@ class Arex:
         path.chmod(0o600)
         os.chown(path, self.owner, self.owner)
 
+    def note(self, content: str) -> None:
+        (self.files / "local").write_text(content)
+
     def proxy(self, content: str) -> None:
-        before = (self.files / "proxy").stat().st_mtime_ns if (self.files / "proxy").exists() else 0
-        self._write(self.files / "proxy", content)
-        os.utime(self.files / "proxy", ns=(before + 10**9, before + 10**9))
+        """Renew the delegation, which is root's."""
+        before = self.delegation.stat().st_mtime_ns if self.delegation.exists() else 0
+        self.delegation.write_text(pem(content))
+        os.utime(self.delegation, ns=(before + 10**9, before + 10**9))
 
     def copy(self, content: str) -> None:
         self._write(self.session / "user.proxy", content)
@@ -68,7 +78,7 @@ class Arex:
         """Look once; return what the job has then."""
         program.look(self.control, self.known, self.said)
         path = self.session / "user.proxy"
-        return path.read_text() if path.is_file() else ""
+        return path.read_text().split("\n")[1] if path.is_file() else ""
 
 
 @pytest.fixture
@@ -97,7 +107,7 @@ def test_one_that_was_renewed_before_it_was_first_seen_is_replaced(arex: Arex) -
 
 def test_what_the_job_has_made_of_its_copy_is_left_until_there_is_another(arex: Arex) -> None:
     arex.look()
-    arex.copy("its own")
+    arex.copy(pem("its own"))
     assert arex.look() == "its own"
     arex.proxy("second")
     assert arex.look() == "second"
@@ -117,17 +127,32 @@ def test_a_job_without_a_copy_gets_none(arex: Arex) -> None:
     assert [*arex.session.iterdir()] == []
 
 
-@pytest.mark.parametrize("damage", ["no description", "no session in it", "no proxy", "no directory"])
+def test_a_key_without_its_certificate_is_no_proxy_yet(arex: Arex) -> None:
+    arex.look()
+    arex.delegation.write_text("-----BEGIN RSA PRIVATE KEY-----\n")
+    assert arex.look() == "first"
+    arex.proxy("second")
+    assert arex.look() == "second"
+
+
+DAMAGES = ("no description", "no session in it", "odd delegation", "no delegation", "no account", "no directory")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_wrong_with_a_job_is_said_once(arex: Arex, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     arex.proxy("second")
     if damage == "no description":
         (arex.files / "local").unlink()
     elif damage == "no session in it":
-        (arex.files / "local").write_text("sessiondir=relative\n\xff")
-    elif damage == "no proxy":
+        arex.note(f"delegationid={DELEGATION}\n\xff")
+    elif damage == "odd delegation":
+        arex.note(f"delegationid=../../../etc/passwd\nsessiondir={arex.session}\n")
+    elif damage == "no delegation":
+        arex.delegation.unlink()
+    elif damage == "no account":
         (arex.files / "proxy").unlink()
     else:
-        (arex.files / "local").write_text(f"sessiondir={arex.session}/gone\n")
+        arex.note(f"delegationid={DELEGATION}\nsessiondir={arex.session}/gone\n")
     for _ in range(3):
         arex.look()
     said = capsys.readouterr().err
@@ -151,14 +176,14 @@ def test_a_link_of_the_jobs_leads_nowhere_that_the_account_may_not_go(arex: Arex
         (arex.session / name).unlink(missing_ok=True)
         (arex.session / name).symlink_to(victim)
     arex.proxy("second")
-    arex.look()
+    program.look(arex.control, arex.known, arex.said)
     assert victim.read_text() == "root's"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes other accounts: needs root")
 def test_no_proxy_is_written_as_root(arex: Arex, capsys: pytest.CaptureFixture[str]) -> None:
     arex.proxy("second")
-    os.chown(arex.files / "proxy", 0, 0)
+    os.chown(arex.files / "proxy", 0, 0)  # by its owner the account is known
     assert arex.look() == "first"
     assert "root's" in capsys.readouterr().err
 
@@ -168,4 +193,4 @@ def test_paths_are_arcs_own() -> None:
     expression = ["-e", r"s#\(.\{3\}\)#\1/#3", "-e", r"s#\(.\{3\}\)#\1/#2", "-e", r"s#\(.\{3\}\)#\1/#1", "-e", "s#$#/#"]
     for job in (JOB, "abcdefghi0"):
         done = subprocess.run(["sed", *expression], input=job, capture_output=True, text=True, check=True)
-        assert str(program.path_of(Path("/c"), job, "proxy")) == f"/c/jobs/{done.stdout}proxy"
+        assert str(program.path_of(Path("/c"), job)) == f"/c/{done.stdout}".rstrip("/")
