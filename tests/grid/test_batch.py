@@ -171,7 +171,9 @@ class HTCondor:
 
     def code(self, number):
         """Return the exit code of a job's script; of one that was killed there is none."""
-        (code,) = self._asked("condor_history -limit 1", number, "ExitCode")
+        # While another job's record is being written it finds none.
+        (code,) = until(f"job {number} is in the history",
+                        lambda: self._asked("condor_history -limit 1", number, "ExitCode"), 10)  # fmt: skip
         return int(code) if code != "undefined" else None
 
     def cpu(self, number):
