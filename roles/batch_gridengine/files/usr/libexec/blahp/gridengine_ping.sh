@@ -1,0 +1,3 @@
+#!/bin/sh
+# As for jobs of blahp's own name for Grid Engine.
+exec "${0%/*}/sge_ping.sh" "$@"
