@@ -42,7 +42,7 @@ class Tools:
 
     def status(self, *jobs: str) -> str:
         path = f"{self.directory}:{os.environ['PATH']}"
-        command = [BLAHP / "gridengine_status.py", *jobs]
+        command = [BLAHP / "gridengine_status.sh", *jobs]
         done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=30, check=True)
         return done.stdout
 
