@@ -24,7 +24,7 @@ from pilotbed.pool.text import quote
 
 RESOURCE = "ce.grid.test:2119/jobmanager-batch"
 CONTACT = "https://ce.grid.test:20000/16001/17001/"
-TEXT = st.text(st.characters(exclude_characters="\0\r", codec="utf-8"))
+TEXT = st.text(st.characters(exclude_characters="\0\r\n", codec="utf-8"))
 
 
 def unquoted(request: str) -> dict[str, list[str]]:

@@ -65,6 +65,7 @@ _CONTACT = re.compile(r"https://[A-Za-z0-9.-]+:[0-9]+/\S+")
 _MARK = "pilotbed-output:"
 
 #: What the batch job is, for /bin/sh: unpack the script, run it with the arguments, leave output and exit code.
+#: One line, as all of a request: see rsl.
 _PILOT = """umask 077
 d=$HOME/.pilotbed-gram/{name}
 mkdir -p "$d" && exec >"$d/out" 2>"$d/err" </dev/null || exit 125
@@ -74,10 +75,10 @@ cd "${{TMPDIR:-/tmp}}"
 code=$?
 rm -f "$d/script"
 echo $code >"$d/code.new" && mv "$d/code.new" "$d/code"
-exit $code"""
+exit $code""".replace("\n", "; ")
 _FETCH = """cd "$HOME/.pilotbed-gram/{name}" && test -e code || exit 0
 tail -c {output} out >out.tail; tail -c {output} err >err.tail
-echo {mark}$(tar -cz out.tail err.tail code | base64 -w0)"""
+echo {mark}$(tar -cz out.tail err.tail code | base64 -w0)""".replace("\n", "; ")
 _CLEAR = 'rm -rf "$HOME/.pilotbed-gram/{name}"'
 
 
@@ -88,11 +89,20 @@ class GramError(Exception):
 def rsl(**attributes: str | Sequence[str]) -> str:
     """Return a request in GRAM's language.
 
+    It has no line break: a job manager keeps a request as one line of the job's state file, and one that is started
+    again after it was killed would take what follows for other values, such as whose the job is ("old job manager is
+    still alive"; globus_gram_job_manager_state_file_read).
+
     >>> print(rsl(executable="/bin/sh", arguments=["-c", 'echo "a" b']))
     &(executable="/bin/sh")(arguments="-c" "echo ""a"" b")
+
+    Raises:
+        GramError: a value has a line break.
     """
 
     def literal(value: str) -> str:
+        if "\n" in value:
+            raise GramError(f"a line break in {value[:80]!r}: GRAM cannot keep such a request")
         return '"' + value.replace('"', '""') + '"'
 
     words = {name: [value] if isinstance(value, str) else value for name, value in attributes.items()}
@@ -346,7 +356,7 @@ class Gram:
         try:
             self._globusrun(record, *words, record["contact"])
         except gridtools.ToolError as error:
-            if code_of(error) != _UNREACHABLE:
+            if code_of(error) not in (_UNREACHABLE, _UNKNOWN):
                 raise
             self._take_up(record)
             self._globusrun(record, *words, record["contact"])
