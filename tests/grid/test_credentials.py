@@ -1,14 +1,16 @@
 """Credentials on their way: who may submit at a computing element, what a refresh does, what a revocation stops.
 
       alice ── proxy ──▶ schedd ══ delegated, limited ══▶ starter ── glexec ──▶ payload
-      carol ── VOMS proxy without Role=pilot ──✗──▶ A-REX          pilot ── Role=pilot ──▶ A-REX ──▶ pool account
+      carol ── VOMS proxy without Role=pilot ──✗──▶ CE             pilot ── Role=pilot ──▶ CE ──▶ pool account
 """
 
 import re
 
+import pki
 import pytest
+from pilotbed.x509 import chain, load_pem
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, until, work_dirs, write
+from pilotbed_suite.support import GRID, as_user, edited, ok, until, work_dirs, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
@@ -32,13 +34,13 @@ class Arex:
 
     def takes(self, node, proxy):
         """Whether it lets whoever has ``proxy`` on ``node`` submit."""
-        answer = node.run(
-            "curl --silent --max-time 20 --output /dev/null --write-out '%%{http_code}' --request POST "
+        done = node.run(
+            "curl --silent --show-error --max-time 20 --output /dev/null --write-out '%%{http_code}' --request POST "
             "--capath /etc/grid-security/certificates --cert %s --key %s --cacert %s %s",
             proxy, proxy, proxy, f"https://{GRID.fqdn(self.name)}/arex/rest/1.0/delegations?action=new",
-        ).stdout  # fmt: skip
-        assert answer == "201" or int(answer) >= 400, answer
-        return answer == "201"
+        )  # fmt: skip
+        assert done.stdout == "201" or int(done.stdout) >= 400 or " alert " in done.stderr, done.stdout + done.stderr
+        return done.stdout == "201"
 
     def jobs(self):
         """Return what it has in its queue."""
@@ -84,7 +86,55 @@ class HTCondorCE:
         assert self.ping(node, proxy) == self.ping(node, PILOT_PROXY) != ""
 
 
-COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE}
+class Gram:
+    """GRAM's gatekeeper, asked as whom it would start a job manager; and by TLS, where its client refuses a proxy."""
+
+    def __init__(self, name):
+        self.name, self.node = name, host(name)
+
+    def takes(self, node, proxy):
+        """Whether it lets whoever has ``proxy`` on ``node`` submit. The factory asks: there are GRAM's clients."""
+        factory, path = GRID.node("factory"), "/tmp/pilotbed-test-gram.pem"  # noqa: S108 (write makes it anew)
+        server = f"{GRID.fqdn(self.name)}:2119"
+        # As root, globusrun shows the host's certificate.
+        write(factory, path, ok(node, "cat %s", proxy), "nobody")
+        try:
+            tls = factory.run(
+                "timeout 20 openssl s_client -tls1_2 -CApath /etc/grid-security/certificates -connect %s "
+                "-cert %s -key %s -cert_chain %s </dev/null 2>&1", server, path, path, path,
+            ).stdout  # fmt: skip
+            assert "Verification: OK" in tls, tls
+            said = factory.run(
+                "runuser -u nobody -- env X509_USER_PROXY=%s globusrun -authenticate-only -resource %s 2>&1",
+                path, f"{server}/jobmanager-batch",
+            ).stdout  # fmt: skip
+        finally:
+            factory.run("rm -f %s", path)
+        if "SSL alert number" in tls:
+            assert "successful" not in said
+            return False
+        words = ("authentication with the remote server failed", "GRAM Authentication test successful")
+        assert any(word in said for word in words), said
+        return words[1] in said
+
+    def account(self, node, proxy):
+        """Return the account of whoever has ``proxy`` on ``node``."""
+        log = "/var/log/globus-gatekeeper.log"
+        before = int(ok(self.node, "stat -c %%s %s", log))
+        assert self.takes(node, proxy)
+        told = ok(self.node, "tail -c +%s %s", str(before + 1), log)
+        return re.search(r"Authorized as local user: (\S+)", told)[1]
+
+    def jobs(self):
+        """Return whose jobs it has: pilots' come and go."""
+        return ok(self.node, "find /var/lib/globus/gram_job_state -name 'job.*' -printf '%%u\n' | sort -u")
+
+    def sees_through(self, node, proxy):
+        """Assert that a proxy with somebody else's certificate behind it is its owner's."""
+        assert self.account(node, proxy) == self.account(node, PILOT_PROXY)
+
+
+COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE, "ce_gram": Gram}
 
 
 ASKED = [(group, name) for group in COMPUTING_ELEMENTS for name in GRID.names(group)]
@@ -117,6 +167,41 @@ def test_the_same_request_by_a_pilot_is_taken(grid, ce):
     assert ce.takes(grid.node("frontend"), PILOT_PROXY)
 
 
+LIMITED = chain._ProxyCertInfo({"policy": {"language": chain.LIMITED}}).dump()
+
+
+@pytest.mark.ce
+@pytest.mark.parametrize(
+    ("changed", "taken"),
+    [({}, True), ({"info": LIMITED}, False), ({"days": (-1, -0.1)}, False)],
+    ids=["full", "limited", "expired"],
+)
+def test_a_pilots_proxy_of_another_kind(grid, ce, tmp_path, changed, taken):
+    """Below the pilot's own, with its attributes: the full one is the control."""
+    frontend, path = grid.node("frontend"), "/run/pilotbed-test-proxy.pem"
+    (tmp_path / "pilot.pem").touch(0o600)
+    (tmp_path / "pilot.pem").write_text(ok(frontend, "cat %s", PILOT_PROXY))
+    try:
+        write(frontend, path, pki.proxy(load_pem(tmp_path / "pilot.pem"), **changed).pem().decode())
+        assert ce.takes(frontend, path) == taken
+    finally:
+        frontend.run("rm -f %s", path)
+
+
+@pytest.mark.ce
+def test_a_pilot_of_a_vo_that_the_site_does_not_know_is_not_taken(grid, ce):
+    """What it knows of a VO's server is put aside for a moment; a VO that it knows is the control, and has an account."""
+    *_, vo = GRID.variable("grid_vos")
+    if vo["name"] not in (GRID.variable("site_vos", ce.name) or [vo["name"]]):
+        pytest.skip(f"this site does not accept {vo['name']}")
+    frontend, proxy = grid.node("frontend"), PILOT_PROXY.replace("pilot.pem", f"{vo['pilot_service']}.pem")
+    known = ok(ce.node, "ls /etc/grid-security/vomsdir/%s/*.lsc", vo["name"]).split()
+    assert ce.takes(frontend, proxy), "control"
+    with edited(ce.node, known[0], "rm $f"):
+        assert not ce.takes(frontend, proxy)
+    assert ce.takes(frontend, proxy)
+
+
 @pytest.mark.ce
 def test_somebody_elses_certificate_behind_a_pilots_own_gives_nobodys_account(grid, submit, alice, ce):
     frontend, path = grid.node("frontend"), "/run/pilotbed-test-proxy.pem"
@@ -141,7 +226,7 @@ def test_a_pilot_that_is_banned_is_not_taken_until_it_is_let_in(grid, ce):
 
 
 # To A-REX HTCondor 25.14 does not pass it on at once (seen: not within 3 min).
-if GRID.names("ce_htcondor"):
+if GRID.names("ce_htcondor") or GRID.names("ce_gram"):
 
     @pytest.mark.ce
     def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, any_site, pilots):
