@@ -94,7 +94,7 @@ class Gram:
 
     def takes(self, node, proxy):
         """Whether it lets whoever has ``proxy`` on ``node`` submit. The factory asks: there are GRAM's clients."""
-        factory, path = GRID.node("factory"), "/tmp/pilotbed-test-gram.pem"  # noqa: S108 (write makes it anew)
+        factory, path = GRID.node("factory"), "/tmp/pilotbed-test-gram.pem"
         server = f"{GRID.fqdn(self.name)}:2119"
         # As root, globusrun shows the host's certificate.
         write(factory, path, ok(node, "cat %s", proxy), "nobody")
@@ -190,7 +190,7 @@ def test_a_pilots_proxy_of_another_kind(grid, ce, tmp_path, changed, taken):
 
 @pytest.mark.ce
 def test_a_pilot_of_a_vo_that_the_site_does_not_know_is_not_taken(grid, ce):
-    """What it knows of a VO's server is put aside for a moment; a VO that it knows is the control, and has an account."""
+    """What it knows of a VO's server is put aside for a moment; before and after is the control."""
     *_, vo = GRID.variable("grid_vos")
     if vo["name"] not in (GRID.variable("site_vos", ce.name) or [vo["name"]]):
         pytest.skip(f"this site does not accept {vo['name']}")
