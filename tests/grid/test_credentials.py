@@ -1,14 +1,16 @@
 """Credentials on their way: who may submit at a computing element, what a refresh does, what a revocation stops.
 
       alice ── proxy ──▶ schedd ══ delegated, limited ══▶ starter ── glexec ──▶ payload
-      carol ── VOMS proxy without Role=pilot ──✗──▶ A-REX          pilot ── Role=pilot ──▶ A-REX ──▶ pool account
+      carol ── VOMS proxy without Role=pilot ──✗──▶ CE             pilot ── Role=pilot ──▶ CE ──▶ pool account
 """
 
 import re
 
+import pki
 import pytest
+from pilotbed.x509 import chain, load_pem
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, until, work_dirs, write
+from pilotbed_suite.support import GRID, as_user, edited, ok, until, work_dirs, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
@@ -24,14 +26,29 @@ exit 1
 """
 
 
+def ends_tls(node, proxy, server):
+    """Whether a server ends the session of whoever shows it ``proxy``: clients do not show one that has expired."""
+    said = node.run(
+        "timeout 20 openssl s_client -tls1_2 -CApath /etc/grid-security/certificates -connect %s "
+        "-cert %s -key %s -cert_chain %s </dev/null 2>&1", server, proxy, proxy, proxy,
+    ).stdout  # fmt: skip
+    assert "Verification: OK" in said, said
+    return "SSL alert number" in said
+
+
 class Arex:
     """A-REX, asked for a delegation, which is how every submission begins."""
+
+    #: Whether a pilot's limited proxy may start jobs, too.
+    TAKES_LIMITED = True
 
     def __init__(self, name):
         self.name, self.node = name, host(name)
 
     def takes(self, node, proxy):
         """Whether it lets whoever has ``proxy`` on ``node`` submit."""
+        if ends_tls(node, proxy, f"{GRID.fqdn(self.name)}:443"):
+            return False
         answer = node.run(
             "curl --silent --max-time 20 --output /dev/null --write-out '%%{http_code}' --request POST "
             "--capath /etc/grid-security/certificates --cert %s --key %s --cacert %s %s",
@@ -57,6 +74,8 @@ class Arex:
 
 class HTCondorCE:
     """HTCondor's schedd, asked whether one may write there."""
+
+    TAKES_LIMITED = True
 
     def __init__(self, name):
         self.name, self.node = name, host(name)
@@ -84,7 +103,50 @@ class HTCondorCE:
         assert self.ping(node, proxy) == self.ping(node, PILOT_PROXY) != ""
 
 
-COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE}
+class Gram:
+    """GRAM's gatekeeper, asked as whom it would start a job manager."""
+
+    TAKES_LIMITED = False
+
+    def __init__(self, name):
+        self.name, self.node = name, host(name)
+
+    def takes(self, node, proxy):
+        """Whether it lets whoever has ``proxy`` on ``node`` submit. The factory asks: there are GRAM's clients."""
+        factory, path, server = GRID.node("factory"), "/tmp/pilotbed-test-gram.pem", f"{GRID.fqdn(self.name)}:2119"
+        # As root, globusrun shows the host's certificate.
+        write(factory, path, ok(node, "cat %s", proxy), "nobody")
+        try:
+            if ends_tls(factory, path, server):
+                return False
+            said = factory.run(
+                "runuser -u nobody -- env X509_USER_PROXY=%s globusrun -authenticate-only -resource %s 2>&1",
+                path, f"{server}/jobmanager-batch",
+            ).stdout  # fmt: skip
+        finally:
+            factory.run("rm -f %s", path)
+        words = ("authentication with the remote server failed", "GRAM Authentication test successful")
+        assert any(word in said for word in words), said
+        return words[1] in said
+
+    def account(self, node, proxy):
+        """Return the account of whoever has ``proxy`` on ``node``."""
+        log = "/var/log/globus-gatekeeper.log"
+        before = int(ok(self.node, "stat -c %%s %s", log))
+        assert self.takes(node, proxy)
+        told = ok(self.node, "tail -c +%s %s", str(before + 1), log)
+        return re.search(r"Authorized as local user: (\S+)", told)[1]
+
+    def jobs(self):
+        """Return whose jobs it has: pilots' come and go."""
+        return ok(self.node, "find /var/lib/globus/gram_job_state -name 'job.*' -printf '%%u\n' | sort -u")
+
+    def sees_through(self, node, proxy):
+        """Assert that a proxy with somebody else's certificate behind it is its owner's."""
+        assert self.account(node, proxy) == self.account(node, PILOT_PROXY)
+
+
+COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE, "ce_gram": Gram}
 
 
 ASKED = [(group, name) for group in COMPUTING_ELEMENTS for name in GRID.names(group)]
@@ -115,6 +177,39 @@ def test_a_ce_takes_pilots_only(ce, submit, carol, who):
 def test_the_same_request_by_a_pilot_is_taken(grid, ce):
     """The control: what refuses carol is her credential, not the request."""
     assert ce.takes(grid.node("frontend"), PILOT_PROXY)
+
+
+LIMITED = chain._ProxyCertInfo({"policy": {"language": chain.LIMITED}}).dump()
+
+
+@pytest.mark.ce
+@pytest.mark.parametrize(
+    ("kind", "changed"), [("full", {}), ("limited", {"info": LIMITED}), ("expired", {"days": (-1, -0.1)})]
+)
+def test_a_pilots_proxy_of_another_kind(grid, ce, tmp_path, kind, changed):
+    """Below the pilot's own, with its attributes: the full one is the control."""
+    frontend, path = grid.node("frontend"), "/run/pilotbed-test-proxy.pem"
+    (tmp_path / "pilot.pem").touch(0o600)
+    (tmp_path / "pilot.pem").write_text(ok(frontend, "cat %s", PILOT_PROXY))
+    try:
+        write(frontend, path, pki.proxy(load_pem(tmp_path / "pilot.pem"), **changed).pem().decode())
+        assert ce.takes(frontend, path) == (kind == "full" or (kind == "limited" and ce.TAKES_LIMITED))
+    finally:
+        frontend.run("rm -f %s", path)
+
+
+@pytest.mark.ce
+def test_a_pilot_of_a_vo_that_the_site_does_not_know_is_not_taken(grid, ce):
+    """What it knows of a VO's server is put aside for a moment; before and after is the control."""
+    *_, vo = GRID.variable("grid_vos")
+    if vo["name"] not in (GRID.variable("site_vos", ce.name) or [vo["name"]]):
+        pytest.skip(f"this site does not accept {vo['name']}")
+    frontend, proxy = grid.node("frontend"), PILOT_PROXY.replace("pilot.pem", f"{vo['pilot_service']}.pem")
+    known = ok(ce.node, "ls /etc/grid-security/vomsdir/%s/*.lsc", vo["name"]).split()
+    assert ce.takes(frontend, proxy), "control"
+    with edited(ce.node, known[0], "rm $f"):
+        assert not ce.takes(frontend, proxy)
+    assert ce.takes(frontend, proxy)
 
 
 @pytest.mark.ce
@@ -148,19 +243,17 @@ def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, pilots):
     frontend, service = grid.node("frontend"), GRID.variable("grid_vos")[0]["pilot_service"]
 
     def proxies(site):
-        """Return when the proxy ends of each pilot, by its directory."""
-        found = {}
-        for name in site.workers:
-            for directory in work_dirs(host(name)):
-                said = host(name).run("openssl x509 -noout -enddate -in %s", f"{directory}/cred/pilot.pem")
-                found[name, directory] = said.stdout
-        return found
+        """Return whose the proxy of each pilot of the VO is and when it ends, by its directory."""
+        look = "openssl x509 -noout -subject -nameopt compat -enddate -in %s"
+        places = [(name, directory) for name in site.workers for directory in work_dirs(host(name))]
+        found = {(name, place): host(name).run(look, f"{place}/cred/pilot.pem").stdout for name, place in places}
+        return {pilot: said for pilot, said in found.items() if f"/CN={service}/" in said}
 
     def renewed(site):
         """Whether pilots that were there are there yet, and each has another proxy."""
         now = proxies(site)
         still = before[site.name].keys() & now.keys()
-        return still and all(now[pilot] not in ("", before[site.name][pilot]) for pilot in still)
+        return still and all(now[pilot] != before[site.name][pilot] for pilot in still)
 
     before = {site.name: proxies(site) for site in GRID.sites}
     ok(frontend, "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")

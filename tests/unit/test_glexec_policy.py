@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pilotbed.glexec import policy, wrapenv
+from pilotbed.glexec import front, policy, wrapenv
 from pilotbed.glexec.policy import AUTHORISATION_ERROR, SYSTEM_ERROR, Conf, Refusal
 
 GOOD = """\
@@ -449,3 +450,18 @@ class TestRecord:
     )
     def test_lease_names_its_holder(self, name: str, dn: str) -> None:
         assert policy.lease_holder(name) == dn
+
+
+@pytest.mark.parametrize("late", [b"", b"\x0c"], ids=["no signal", "a signal that nobody has read"])
+@pytest.mark.parametrize(
+    ("said", "code"), [(policy.STARTED, 7), (policy.REFUSED + bytes([203]) + b"not authorised", 203)]
+)
+def test_the_exit_code_is_told_though_a_signal_came_too_late(late: bytes, said: bytes, code: int) -> None:
+    """Grid Engine sends each signal twice: the second one meets a root part that ends, and resets the connection."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        theirs.send(said)
+        if late:
+            ours.send(late)
+        theirs.close()
+        assert front._verdict(ours, code << 8) == code

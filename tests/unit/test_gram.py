@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from pilotbed.pool.text import quote
 
 RESOURCE = "ce.grid.test:2119/jobmanager-batch"
 CONTACT = "https://ce.grid.test:20000/16001/17001/"
-TEXT = st.text(st.characters(exclude_characters="\0\r", codec="utf-8"))
+TEXT = st.text(st.characters(exclude_characters="\0\r\n", codec="utf-8"))
 
 
 def unquoted(request: str) -> dict[str, list[str]]:
@@ -250,6 +251,9 @@ def record(jobs: Gram, name: str) -> dict[str, Any]:
 UNREACHABLE = "connecting to the job manager failed (error code 79)"
 NO_STATE = "the job state file doesn't exist (error code 121)"
 ALIVE = "old job manager is still alive (error code 124)"
+UNKNOWN = "the job contact string does not match any which the job manager is handling (error code 156)"
+#: Of a globusrun whose job manager has its port again.
+FREE = "rm -f cancel.error restart.error"
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ def test_cancel(jobs: Gram, job: str, globusrun: Globusrun) -> None:
         jobs.status(job)
 
 
-@pytest.mark.parametrize("error", ["no such job (error code 156)", UNREACHABLE])
+@pytest.mark.parametrize("error", [UNKNOWN, UNREACHABLE])
 def test_a_job_that_is_over_is_cancelled(jobs: Gram, job: str, globusrun: Globusrun, error: str) -> None:
     globusrun.say("cancel", "", error)
     globusrun.say("restart", "", NO_STATE)
@@ -357,6 +361,55 @@ def test_a_job_manager_that_is_gone_is_started_for_its_job(jobs: Gram, job: str,
     jobs.cancel(job)
     asked = [call.split()[1] if "restart=" not in call else "restart" for call in globusrun.calls()]
     assert asked[:3] == ["-k", "restart", "-k"]
+
+
+def test_a_job_that_its_manager_does_not_know_is_not_gone(jobs: Gram, job: str, globusrun: Globusrun) -> None:
+    """It is taken up, and asked for again; if it is not known then, it may run all the same."""
+    globusrun.say("cancel", "", UNKNOWN)
+    globusrun.say("restart", "", ALIVE)
+    with pytest.raises(ToolError, match="156"):
+        jobs.cancel(job)
+    assert record(jobs, job)["cancel"]
+    (globusrun.directory / "restart.then").write_text("rm -f cancel.error\n")
+    jobs.tidy()
+    with pytest.raises(GramError, match="nothing is known"):
+        jobs.status(job)
+
+
+def test_cancel_waits_for_the_port_of_a_job_manager_that_was_killed(
+    jobs: Gram, job: str, globusrun: Globusrun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    globusrun.say("cancel", "", UNREACHABLE)
+    globusrun.say("restart", "", "an I/O operation failed (error code 3)")
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append, time=time.time)
+    monkeypatch.setattr(gram, "time", clock)
+    with pytest.raises(ToolError, match=r"\(3\)"):
+        jobs.cancel(job)
+    assert gram.HELD_UP < sum(slept) <= gram.HELD_UP + gram.PAUSE, "and no longer"
+    assert record(jobs, job)["cancel"]
+    slept.clear()
+    (globusrun.directory / "restart.then").write_text(f"echo x >>tries; test $(wc -l <tries) -lt 3 || {{ {FREE}; }}\n")
+    assert jobs.cancel(job) == ["0", ""]
+    assert slept == [gram.PAUSE] * 2
+
+
+def test_submission_waits_for_it_too(
+    jobs: Gram, values: dict[str, str], globusrun: Globusrun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(gram, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append))
+    globusrun.say("submit", f"{CONTACT}\n", "an I/O operation failed (error code 3)")
+    (globusrun.directory / "submit.then").write_text("test -e again && rm -f submit.error; touch again\n")
+    assert jobs.submit(ad(values))[0] == "0"
+    assert slept == [gram.PAUSE]
+
+
+def test_a_line_break_is_refused(values: dict[str, str]) -> None:
+    """A job manager could not take up the job again: its state file has a request in one line."""
+    assert "\n" not in gram.request(values, "0" * 32)
+    with pytest.raises(GramError, match="line break"):
+        gram.request(values | {"Arguments": "'a\nb'"}, "0" * 32)
 
 
 def test_a_newer_proxy_is_delegated_and_what_fails_is_tried_again(jobs: Gram, job: str, globusrun: Globusrun) -> None:

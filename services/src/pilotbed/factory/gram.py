@@ -21,9 +21,9 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pilotbed import gridtools
 from pilotbed.files import replace_file
@@ -31,6 +31,8 @@ from pilotbed.pool.text import quote
 from pilotbed.service import set_up_logging
 
 from .gahp import Command, Server
+
+_Said = TypeVar("_Said")
 
 VERSION = "$GahpVersion: 1.0.0 Nov 28 2026 pilotbed gram-gahp (new_esc_format) $"
 STATE = Path("/var/lib/pilotbed/factory/gram")
@@ -45,6 +47,11 @@ STATES = {
 }
 #: Seconds after GRAM says that a job is over until its end is in the shared directory, seen from the computing element.
 PATIENCE = 60
+#: Seconds that a job manager which was killed cannot be started for, as its connections hold its port (TIME_WAIT, 60);
+#: and between two attempts.
+HELD_UP, PAUSE = 90, 5
+#: Seconds between attempts to end jobs that could not be reached.
+AGAIN = 60
 #: Seconds that a job is remembered after its end: the gridmanager may have died before it noted it.
 REMEMBERED = 86400
 #: Octets of a request that a gatekeeper takes (GLOBUS_GRAM_PROTOCOL_MAX_MSG_SIZE is 64000), less its other lines.
@@ -54,8 +61,9 @@ OUTPUT = 4 << 20
 
 #: GRAM's errors, GLOBUS_GRAM_PROTOCOL_ERROR_…: CONTACTING_JOB_MANAGER, as there is none, or no network;
 #: JOB_CONTACT_NOT_FOUND, by a manager that does not know the job; of one to be taken up, NO_STATE_FILE, as it is over,
-#: and OLD_JM_ALIVE, as it has been taken up already.
-_UNREACHABLE, _UNKNOWN, _NO_STATE, _ALIVE = 79, 156, 121, 124
+#: and OLD_JM_ALIVE, as it has been taken up already; of a job manager to be started NO_RESOURCES ("an I/O operation
+#: failed"), as its port is not free yet.
+_UNREACHABLE, _UNKNOWN, _NO_STATE, _ALIVE, _NO_RESOURCES = 79, 156, 121, 124, 3
 #: In the words of gridtools.run; globusrun ends with the number of GRAM's error.
 _CODE = re.compile(r"globusrun failed \((\d+)\)")
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -65,6 +73,7 @@ _CONTACT = re.compile(r"https://[A-Za-z0-9.-]+:[0-9]+/\S+")
 _MARK = "pilotbed-output:"
 
 #: What the batch job is, for /bin/sh: unpack the script, run it with the arguments, leave output and exit code.
+#: One line, as all of a request: see rsl.
 _PILOT = """umask 077
 d=$HOME/.pilotbed-gram/{name}
 mkdir -p "$d" && exec >"$d/out" 2>"$d/err" </dev/null || exit 125
@@ -74,10 +83,10 @@ cd "${{TMPDIR:-/tmp}}"
 code=$?
 rm -f "$d/script"
 echo $code >"$d/code.new" && mv "$d/code.new" "$d/code"
-exit $code"""
+exit $code""".replace("\n", "; ")
 _FETCH = """cd "$HOME/.pilotbed-gram/{name}" && test -e code || exit 0
 tail -c {output} out >out.tail; tail -c {output} err >err.tail
-echo {mark}$(tar -cz out.tail err.tail code | base64 -w0)"""
+echo {mark}$(tar -cz out.tail err.tail code | base64 -w0)""".replace("\n", "; ")
 _CLEAR = 'rm -rf "$HOME/.pilotbed-gram/{name}"'
 
 
@@ -88,11 +97,20 @@ class GramError(Exception):
 def rsl(**attributes: str | Sequence[str]) -> str:
     """Return a request in GRAM's language.
 
+    It has no line break: a job manager keeps a request as one line of the job's state file, and one that is started
+    again after it was killed would take what follows for other values, such as whose the job is ("old job manager is
+    still alive"; globus_gram_job_manager_state_file_read).
+
     >>> print(rsl(executable="/bin/sh", arguments=["-c", 'echo "a" b']))
     &(executable="/bin/sh")(arguments="-c" "echo ""a"" b")
+
+    Raises:
+        GramError: a value has a line break.
     """
 
     def literal(value: str) -> str:
+        if "\n" in value:
+            raise GramError(f"a line break in {value[:80]!r}: GRAM cannot keep such a request")
         return '"' + value.replace('"', '""') + '"'
 
     words = {name: [value] if isinstance(value, str) else value for name, value in attributes.items()}
@@ -230,7 +248,8 @@ class Gram:
             "status": IDLE,
         }
         # -F: it does not wait for a call of the job manager's. -D: a pilot's services take no limited proxy.
-        said = self._globusrun(record, "-F", "-D", "-r", record["resource"], request(ad, name))
+        words = ("-F", "-D", "-r", record["resource"], request(ad, name))
+        said = self._patiently(lambda: self._globusrun(record, *words))
         self._keep(name, record | {"contact": contact_in(said)})
         return ["0", "", name]
 
@@ -281,13 +300,16 @@ class Gram:
         self._clear(name, record)
 
     def cancel(self, name: str) -> list[str]:
-        """End a job and forget it: code, reason. One that cannot be reached is ended when this program next starts."""
+        """End a job and forget it: code, reason. One that cannot be reached is ended later, by ``tidy``.
+
+        What a job manager does not know may run all the same: gone is what GRAM has no state file of.
+        """
         record = self._record(name)
         if record["status"] in (IDLE, RUNNING):
             try:
-                self._ask(record, "-k")
+                self._patiently(lambda: self._ask(record, "-k"))
             except gridtools.ToolError as error:
-                if code_of(error) not in (_UNKNOWN, _NO_STATE):
+                if code_of(error) != _NO_STATE:
                     self._keep(name, record | {"cancel": True})
                     raise
         self._clear(name, record)
@@ -341,12 +363,24 @@ class Gram:
         job = rsl(executable="/bin/sh", arguments=["-c", script], job_type="single")
         return self._globusrun(record, option, "-D", "-r", f"{match[1]}/jobmanager-fork", job)
 
+    @staticmethod
+    def _patiently(ask: Callable[[], _Said]) -> _Said:
+        """Ask again while a job manager cannot be started: its port is that of another, which was killed."""
+        last = time.monotonic() + HELD_UP
+        while True:
+            try:
+                return ask()
+            except gridtools.ToolError as error:
+                if code_of(error) != _NO_RESOURCES or time.monotonic() > last:
+                    raise
+            time.sleep(PAUSE)
+
     def _ask(self, record: dict[str, Any], *words: str) -> None:
         """Ask a job's manager, which may have to be started for it: it ends with its host, and between two jobs."""
         try:
             self._globusrun(record, *words, record["contact"])
         except gridtools.ToolError as error:
-            if code_of(error) != _UNREACHABLE:
+            if code_of(error) not in (_UNREACHABLE, _UNKNOWN):
                 raise
             self._take_up(record)
             self._globusrun(record, *words, record["contact"])
@@ -384,6 +418,12 @@ def main() -> int:
     """Serve the gridmanager that has started this program; return the exit code."""
     set_up_logging()
     gram = Gram()
-    threading.Thread(target=gram.tidy, daemon=True).start()
+
+    def tidy() -> None:
+        while True:
+            gram.tidy()
+            time.sleep(AGAIN)
+
+    threading.Thread(target=tidy, daemon=True).start()
     Server(VERSION, gram.commands(), sys.stdin.buffer, sys.stdout.buffer).serve()
     return 0

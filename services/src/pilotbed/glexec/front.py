@@ -97,7 +97,13 @@ def _verdict(ours: socket.socket, status: int) -> int:
     ours.setblocking(False)
     message = b""
     with suppress(BlockingIOError):
-        while part := ours.recv(4096):
+        while True:
+            try:
+                part = ours.recv(4096)
+            except ConnectionResetError:  # it ended before it had read our last signal; told once, before its words
+                continue
+            if not part:
+                break
             message = part
     if message[:1] == REFUSED and len(message) > 1:
         return _failed(message[1], message[2:].decode(errors="replace"))

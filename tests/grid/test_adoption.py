@@ -1,0 +1,84 @@
+"""GRAM's job managers: one is killed, and its pilots go on, get newer proxies, and can be removed.
+
+    factory: gridmanager ─ gram-gahp ─▶ job manager (killed) ─▶ batch system ─▶ pilot
+                                └─────▶ gatekeeper ─ "restart" ─▶ another one, which reads the job's state file
+"""
+
+import pytest
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, HOLD, ok, until, work_dirs
+
+# By its name before test_batch: the collector remembers killed pilots for five minutes, and no others are asked for.
+pytestmark = [pytest.mark.stage(2), pytest.mark.ce]
+
+#: Seconds that a killed job manager's connections hold its port (60), and some questions for the job.
+LATE = 150
+
+
+@pytest.fixture(scope="module")
+def site():
+    return GRID.site("with GRAM", lambda site: site.ce in GRID.names("ce_gram"))
+
+
+@pytest.fixture
+def there(site):
+    """Return when the proxy ends of each pilot that runs at the site, by its directory: ``there()``."""
+
+    def look():
+        show = "openssl x509 -noout -enddate -in %s"
+        return {
+            (name, directory): host(name).run(show, f"{directory}/cred/pilot.pem").stdout
+            for name in site.workers
+            for directory in work_dirs(host(name))
+        }
+
+    return look
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pilot(jobs, alice, site):
+    """A pilot that has shown that it runs, and has no job."""
+    job = jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n")
+    job.holds(site)
+    job.remove()
+
+
+def managers(site):
+    """The job managers of the batch system's jobs."""
+    lrms = GRID.variable("batch_system_for", site.ce)["ce_gram"]["lrms"]
+    return host(site.ce).run("pgrep -f %s", f"^/usr/sbin/globus-job-manager .*-type {lrms}$").stdout.split()
+
+
+def kill(site):
+    """Kill them, unasked."""
+    found = managers(site)
+    assert found
+    ok(host(site.ce), f"kill -KILL {' '.join(found)}")
+    return found
+
+
+def test_a_newer_proxy_reaches_a_pilot_whose_job_manager_was_killed(grid, site, there):
+    """Without a kill: test_credentials."""
+    before = there()
+    killed = kill(site)
+    service = GRID.variable("grid_vos")[0]["pilot_service"]
+    ok(grid.node("frontend"), "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")
+
+    def renewed():
+        now = there()
+        assert before.keys() <= now.keys(), "a pilot has ended"
+        return all(now[one] not in ("", before[one]) for one in before)
+
+    until("every pilot has another proxy", renewed, LATE, every=3)
+    assert set(managers(site)).isdisjoint(killed)
+
+
+def test_a_pilot_whose_job_manager_was_killed_ends_when_it_is_removed(grid, site, there):
+    """At once, while no other job manager can be started. With one: the fixture of test_batch."""
+    assert there()
+    kill(site)
+    assert there(), "control: it is not the kill that ends pilots"
+    factory = grid.node("factory")
+    ok(factory, "pilotbed-factory-pool condor_rm -all")
+    until("no pilot is left", lambda: not there(), LATE)
+    until("the GAHP has forgotten them", lambda: not ok(factory, "ls /var/lib/pilotbed/factory/gram"))
