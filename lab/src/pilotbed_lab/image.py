@@ -1,6 +1,8 @@
 """The node image: one Debian root file system that every local node boots through an overlay.
 
-It holds the packages of all roles (``roles/*/vars/main.yml``), so that a role only configures.
+It holds the packages of all roles (``roles/*/vars/main.yml``), so that a role only configures. Packages that no root
+file system can have beside those of other roles (``NAME_conflicting_packages``) lie in it as files, in the only apt
+source that a node has: their role installs them there, as on any other machine, and without a network.
 Built once, kept outside the checkout under a hash of what defines it.
 """
 
@@ -28,8 +30,8 @@ NEXT_SUITE = "forky"
 #: ("delegation failed: X509Credential::Request() failed").
 FROM_NEXT = ("condor", "libpcre2-8-0")
 
-#: What a bootable node needs besides the roles' packages.
-GROUND = ("apt", "systemd", "systemd-sysv", "libpam-systemd", "python3-yaml", "nftables", "kmod")
+#: What a bootable node needs besides the roles' packages; Ansible's `apt` works by python3-apt.
+GROUND = ("apt", "python3-apt", "systemd", "systemd-sysv", "libpam-systemd", "python3-yaml", "nftables", "kmod")
 
 #: What `make bench-relay` compares the relay with; it runs over the image. No unit of it is enabled.
 BENCH = ("haproxy", "socat", "openssh-client", "openssh-server")
@@ -39,6 +41,32 @@ ATTACKED = ("cron", "at", "nordugrid-arc-plugins-lcas-lcmaps")
 
 #: Units that may start by themselves; every other unit of a package waits for its role.
 KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/systemd", "sockets")
+
+#: Run with the new root as its argument. Packages that conflict with others there come with what they depend on; the
+#: mirror's lists go, and apt knows this source alone.
+APART = r"""
+set -eu
+cd "$1"
+source=/usr/share/pilotbed-packages
+mkdir -p ".$source/partial"
+for name in {names}; do
+    APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get --yes --download-only --option "Dir::Cache::archives=$1$source" \
+        install "$name"
+done
+(
+    cd ".$source"
+    rm -rf partial lock
+    for file in *.deb; do
+        [ -e "$file" ] || continue
+        dpkg-deb --field "$file"
+        printf 'Filename: ./%s\nSize: %s\n' "$file" "$(stat --format %s "$file")"
+        printf 'SHA256: %s\n\n' "$(sha256sum <"$file" | cut -d ' ' -f 1)"
+    done >Packages
+)
+echo "deb [trusted=yes] file:$source ./" >etc/apt/sources.list
+rm -rf var/lib/apt/lists/*
+chroot . apt-get update
+"""
 
 #: Run with the new root as its argument. What makes two builds differ, or a key shared by all nodes, goes.
 TIDY = r"""
@@ -59,25 +87,29 @@ touch etc/machine-id
 """
 
 
-def packages(checkout: Path) -> list[str]:
-    """Return the sorted names of all Debian packages that the roles of ``checkout`` install.
+def packages(checkout: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the Debian packages that the roles of ``checkout`` install.
+
+    Returns:
+        Those of the image, and those that conflict with some of them.
 
     Raises:
         LabError: a role's package list is not a list of names.
     """
-    names = {*GROUND, *FROM_NEXT, *BENCH, *ATTACKED}
+    together, apart = {*GROUND, *FROM_NEXT, *BENCH, *ATTACKED}, set[str]()
     for path in sorted(checkout.glob("roles/*/vars/main.yml")):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
             if key.endswith("_packages"):
                 if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
                     raise LabError(f"{path}: {key} is not a list of package names")
-                names.update(value)
-    return sorted(names)
+                (apart if key.endswith("_conflicting_packages") else together).update(value)
+    return sorted(together), sorted(apart)
 
 
 def path_of(checkout: Path) -> Path:
     """Return where the image that ``checkout`` defines is, or will be."""
-    definition = "\n".join([SUITE, NEXT_SUITE, *FROM_NEXT, TIDY, *KEEP, *packages(checkout)])
+    together, apart = packages(checkout)
+    definition = "\n".join([SUITE, NEXT_SUITE, *FROM_NEXT, APART, TIDY, *KEEP, *together, "", *apart])
     return CACHE / f"image-{hashlib.sha256(definition.encode()).hexdigest()[:12]}"
 
 
@@ -124,18 +156,23 @@ def build(checkout: Path, log: Path) -> Path:
             return image
         partial = image.with_suffix(".partial")
         subprocess.run(["rm", "-rf", "--one-file-system", str(partial)], check=True)
+        together, apart = packages(checkout)
         with tempfile.TemporaryDirectory() as scratch:
             preferences = Path(scratch, "preferences")
             preferences.write_text(_preferences())
-            tidy = Path(scratch, "tidy")
-            tidy.write_text("#!/bin/sh" + TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)))
-            tidy.chmod(0o755)
+            hooks = {
+                "apart": APART.format(names=" ".join(apart)),
+                "tidy": TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)),
+            }
+            for name, text in hooks.items():
+                Path(scratch, name).write_text("#!/bin/sh" + text)
+                Path(scratch, name).chmod(0o755)
             command = [
                 # In a mount namespace of its own: killed half-way, the builder leaves /proc and /sys mounted in the
                 # partial root, where the next one's clean-up would go down into them.
                 "unshare", "--mount", "--propagation=private", "--",
                 "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-                "--include=" + ",".join(packages(checkout)),
+                "--include=" + ",".join(together),
                 # Written once per file instead of synced: a failed build is thrown away as a whole.
                 "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -146,7 +183,9 @@ def build(checkout: Path, log: Path) -> Path:
                 # A-REX's installation asks for the host's full name ("hostname: Name or service not known").
                 '--essential-hook=printf "127.0.0.1 localhost\\n127.0.1.1 image.invalid $(hostname)\\n" '
                 '> "$1/etc/hosts"',
-                f"--customize-hook={tidy} \"$1\"",
+                *(f'--customize-hook={scratch}/{name} "$1"' for name in hooks),
+                # The lists of the image's own source stay.
+                "--skip=cleanup/apt/lists",
                 SUITE, str(partial), *sources(),
             ]
             with open(log, "w") as out:
