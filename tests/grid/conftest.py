@@ -27,6 +27,10 @@ MARKERS = {
 }
 
 
+#: Of one flavour of computing elements.
+collect_ignore = [] if GRID.names("ce_gram") else ["test_adoption.py"]
+
+
 def pytest_configure(config):
     for name, what in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
