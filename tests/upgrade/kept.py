@@ -45,7 +45,7 @@ def seen() -> dict:
         },
         "leases": {
             relay: sorted(
-                (lease["lease"], lease["port"], lease["pilot"])
+                [lease["lease"], lease["port"], lease["pilot"]]
                 for lease in json.loads(ok(host(relay), "pilotbed-relay status"))["leases"]
             )
             for relay in GRID.names("relay")
