@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from pilotbed.batch import gridengine, htcondor
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, processes, until, write
+from pilotbed_suite.support import GRID, as_user, explained, ok, processes, until, write
 
 pytestmark = [pytest.mark.stage(2), pytest.mark.batch]
 
@@ -56,6 +56,8 @@ class Slurm:
     PROGRAM_ENDS_STRAYS = True
     #: Whether what the first process has started may end by itself when that one has ended.
     WAITS_FOR_ALL = False
+    #: What tells, on the computing element, why a job does not run, or does not end.
+    WHY = ("squeue", "sinfo --Node --long", "tail --lines=40 /var/log/slurm/slurmctld.log")
 
     def __init__(self, server, node):
         self.server, self.node = server, node
@@ -180,6 +182,7 @@ class HTCondor:
     WAITS_FOR_ALL = True
     #: It can send no other than the one that comes before the end of a job that is removed.
     SIGNAL, SIGNALLED = "TERM", ()
+    WHY = ("pilotbed-site-pool condor_q -allusers -nobatch", "pilotbed-site-pool condor_status")
 
     def __init__(self, server, node):
         self.server, self.node = server, node
@@ -273,6 +276,7 @@ class GridEngine:
     SIGNAL, SIGNALLED = "USR2", ("-notify",)
     #: It has ended them by the job's group itself before its program runs.
     PROGRAM_ENDS_STRAYS = WAITS_FOR_ALL = False
+    WHY = ("qstat -u '*' -f -explain aAcE",)
 
     def __init__(self, server, node):
         self.server, self.node = server, node
@@ -358,9 +362,18 @@ class Job:
     def running(self):
         return self.system.state(self.number) in ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")
 
+    def explained(self):
+        """Add to what is raised what the batch system, the job and its worker say."""
+        there = (f"cat {self.name}.err", "ps -ww -eo pid,ppid,user:20,stat,etimes,args --sort=pid | grep -v ' \\['")
+        return explained(
+            *((self.system.server, why) for why in self.system.WHY),
+            *((host(self.system.node), why) for why in there),
+        )
+
     def done(self, deadline=60):
         """Wait for its end; return its script's code and its output."""
-        until(f"batch job {self.number} has ended: {self.said('err')}", lambda: not self.running(), deadline)
+        with self.explained():
+            until(f"batch job {self.number} has ended", lambda: not self.running(), deadline)
         return self.system.code(self.number), self.said()
 
     def payload(self, word):
@@ -369,7 +382,9 @@ class Job:
             if not self.running():
                 pytest.fail(f"batch job {self.number} has ended: {self.said('err')}")
             return named(host(self.system.node), word)
-        return until(f"payload {word} of batch job {self.number}", found)[0]
+
+        with self.explained():
+            return until(f"payload {word} of batch job {self.number}", found)[0]
 
 
 def named(worker, word):

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from . import CHECKOUT
 
 #: Lines of a failed part's log that are shown.
 SHOWN = 150
+#: Of what a failed test says at the very end: of a part's first one, and of each other; it may be all that is kept.
+TOLD = (900, 160)
 #: Of the column of parts' names.
 WIDTH = 26
 #: Lanes whose parts leave the processors to the others, by so much (nice(1)).
@@ -262,6 +265,24 @@ def _count(outcome: Outcome) -> None:
         outcome.passed += number["tests"] - number["failures"] - number["errors"] - number["skipped"]
 
 
+def failures(report: Path, log: Path) -> list[str]:
+    """Return what failed in a part, one text a test; the end of its log where no test says so.
+
+    Args:
+        report: pytest's, which need not be there.
+        log: what the part wrote.
+    """
+    told: list[str] = []
+    cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()  # noqa: S314 (our own)
+    for case in cases:
+        for what in (*case.iter("failure"), *case.iter("error")):
+            name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+            told.append(f"{name}: {what.get('message', '')[: TOLD[bool(told)]]}")
+    if not told and log.exists():
+        told.append(log.read_text(errors="replace").strip()[-TOLD[0] :])
+    return told
+
+
 def _line(outcome: Outcome) -> str:
     total = outcome.passed + outcome.failed + outcome.skipped
     tests = f"{total} tests" if total else ""
@@ -305,8 +326,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {outcome.part.name:<{WIDTH}} {_line(outcome)}")
     print(f"  {'all':<{WIDTH}} {'':<12} {time.monotonic() - begun:7.1f} s\n")
     passed, failed, skipped = (sum(getattr(one, name) for one in outcomes) for name in ("passed", "failed", "skipped"))
-    if broken:
-        print(f"failed: {', '.join(broken)}")
+    for part in (one.part for one in outcomes if one.part.name in broken):
+        print(f"failed: {part.name}")
+        for what in failures(part.report, part.log):
+            print(textwrap.indent(what, "    "))
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if broken else 0
 

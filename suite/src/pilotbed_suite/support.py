@@ -12,7 +12,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -35,6 +35,18 @@ def until(what: str, look: Callable[[], Found], deadline: float = 60, every: flo
             pytest.fail(f"not within {deadline:.0f} s: {what}; last seen: {found!r}")
         time.sleep(every)
     return found
+
+
+@contextmanager
+def explained(*asked: tuple[Host, str]) -> Iterator[None]:
+    """Add to what is raised what each command says, on its node, at that moment."""
+    try:
+        yield
+    except BaseException as error:
+        for node, command in asked:
+            done = node.run(command)
+            error.add_note(f"{command}:\n{done.stdout}{done.stderr}")
+        raise
 
 
 # -- who is who ----------------------------------------------------------------------------------------------------
@@ -236,22 +248,16 @@ class Job:
         with self.explained():
             return walk.wait(self.node, {self.owner: self.id}, deadline)[self.owner]
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explained(self) -> AbstractContextManager[None]:
         """Add to what is raised why the job has not come further: its log, its matches, what the pool says of it."""
-        try:
-            yield
-        except BaseException as error:
-            manager = GRID.node("central_manager")
-            for node, command in (
-                (self.node, f"condor_q -better-analyze {self.id}"),
-                (self.node, f"grep -wF '{self.id}' /var/log/condor/SchedLog | tail -n 20"),
-                (manager, "tail -n 40 /var/log/condor/NegotiatorLog"),
-                (manager, "condor_status -af Name State Activity RemoteOwner GLIDEIN_Site"),
-            ):
-                error.add_note(f"{command}:\n{node.run(command).stdout}")
-            error.add_note(self.read("log"))
-            raise
+        manager = GRID.node("central_manager")
+        return explained(
+            (self.node, f"condor_q -better-analyze {self.id}"),
+            (self.node, f"grep -wF '{self.id}' /var/log/condor/SchedLog | tail -n 20"),
+            (manager, "tail -n 40 /var/log/condor/NegotiatorLog"),
+            (manager, "condor_status -af Name State Activity RemoteOwner GLIDEIN_Site"),
+            (self.node, f"runuser --login {self.owner} --command 'cat {self.name}.log'"),
+        )
 
     def holds(self, site: Site, deadline: float = 120) -> tuple[Host, Process]:
         """Wait until the payload has come to HOLD; return the worker and the process there."""
