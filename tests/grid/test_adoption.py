@@ -81,4 +81,5 @@ def test_a_pilot_whose_job_manager_was_killed_ends_when_it_is_removed(grid, site
     factory = grid.node("factory")
     ok(factory, "pilotbed-factory-pool condor_rm -all")
     until("no pilot is left", lambda: not there(), LATE)
-    until("the GAHP has forgotten them", lambda: not ok(factory, "ls /var/lib/pilotbed/factory/gram"))
+    # What could not be reached is tried again each minute.
+    until("the GAHP has forgotten them", lambda: not ok(factory, "ls /var/lib/pilotbed/factory/gram"), LATE)

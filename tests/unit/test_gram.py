@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -344,6 +345,25 @@ def test_cancel(jobs: Gram, job: str, globusrun: Globusrun) -> None:
     assert f"/proxy.pem -k {CONTACT}" in globusrun.calls()
     with pytest.raises(GramError, match="nothing is known"):
         jobs.status(job)
+
+
+@pytest.mark.parametrize(("asked", "word"), [("status", "ACTIVE"), ("refresh", "")])
+def test_an_answer_on_its_way_does_not_bring_a_cancelled_job_back(
+    jobs: Gram, job: str, globusrun: Globusrun, asked: str, word: str
+) -> None:
+    globusrun.say(asked, f"{word}\n")
+    (globusrun.directory / f"{asked}.then").write_text("touch begun; while ! test -e go; do sleep 0.05; done\n")
+    ask = {"status": lambda: jobs.status(job), "refresh": lambda: jobs.refresh(job, "/newer.pem")}[asked]
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(ask)
+        while not (globusrun.directory / "begun").exists():
+            time.sleep(0.05)
+        cancelled = threads.submit(jobs.cancel, job)
+        time.sleep(0.3)
+        (globusrun.directory / "go").touch()
+        assert answer.result()[0] == cancelled.result()[0] == "0"
+    assert not list(jobs.state.iterdir())
+    assert jobs.cancel(job) == ["0", ""], "asked again, as the first answer was lost"
 
 
 @pytest.mark.parametrize("error", [UNKNOWN, UNREACHABLE])

@@ -12,6 +12,7 @@ commands BLAH_* to it; ours run globusrun. What is not GRAM's but ours:
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import io
 import json
@@ -23,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pilotbed import gridtools
 from pilotbed.files import replace_file
@@ -33,6 +34,7 @@ from pilotbed.service import set_up_logging
 from .gahp import Command, Server
 
 _Said = TypeVar("_Said")
+_Rest = ParamSpec("_Rest")
 
 VERSION = "$GahpVersion: 1.0.0 Nov 28 2026 pilotbed gram-gahp (new_esc_format) $"
 STATE = Path("/var/lib/pilotbed/factory/gram")
@@ -87,7 +89,8 @@ exit $code""".replace("\n", "; ")
 _FETCH = """cd "$HOME/.pilotbed-gram/{name}" && test -e code || exit 0
 tail -c {output} out >out.tail; tail -c {output} err >err.tail
 echo {mark}$(tar -cz out.tail err.tail code | base64 -w0)""".replace("\n", "; ")
-_CLEAR = 'rm -rf "$HOME/.pilotbed-gram/{name}"'
+# A pilot that is ending writes its exit code there: moved first, as rm would find the directory "not empty" otherwise.
+_CLEAR = 'cd "$HOME/.pilotbed-gram" && mv {name} {name}.gone && rm -rf {name}.gone'
 
 
 class GramError(Exception):
@@ -222,11 +225,24 @@ def unpacked(said: str) -> tuple[int, bytes, bytes] | None:
         raise GramError(f"what the computing element has sent of the pilot's output is damaged: {error!r}") from None
 
 
+def _alone(do: Callable[Concatenate[Gram, str, _Rest], _Said]) -> Callable[Concatenate[Gram, str, _Rest], _Said]:
+    """Have a job, the first argument, for oneself: an answer on its way would bring back the file of one forgotten."""
+
+    @functools.wraps(do)
+    def wrapped(self: Gram, name: str, /, *rest: _Rest.args, **more: _Rest.kwargs) -> _Said:
+        self._path(name)
+        with self._locks.setdefault(name, threading.RLock()):
+            return do(self, name, *rest, **more)
+
+    return wrapped
+
+
 class Gram:
     """The jobs that the gridmanager knows by a name of ours, each a file in ``state``."""
 
     def __init__(self, state: Path = STATE) -> None:
         self.state = state
+        self._locks: dict[str, threading.RLock] = {}
 
     def commands(self) -> dict[str, Command]:
         """Return what the gridmanager may ask."""
@@ -253,6 +269,7 @@ class Gram:
         self._keep(name, record | {"contact": contact_in(said)})
         return ["0", "", name]
 
+    @_alone
     def status(self, name: str) -> list[str]:
         """Ask for a job: code, reason, JobStatus, ad."""
         record = self._record(name)
@@ -299,11 +316,15 @@ class Gram:
         record["status"], record["ended"] = COMPLETED, time.time()
         self._clear(name, record)
 
+    @_alone
     def cancel(self, name: str) -> list[str]:
         """End a job and forget it: code, reason. One that cannot be reached is ended later, by ``tidy``.
 
-        What a job manager does not know may run all the same: gone is what GRAM has no state file of.
+        What a job manager does not know may run all the same: gone is what GRAM has no state file of. A job that has
+        been forgotten was ended before, and whoever asked did not hear of it.
         """
+        if not self._path(name).exists():
+            return ["0", ""]
         record = self._record(name)
         if record["status"] in (IDLE, RUNNING):
             try:
@@ -313,9 +334,10 @@ class Gram:
                     self._keep(name, record | {"cancel": True})
                     raise
         self._clear(name, record)
-        self._path(name).unlink(missing_ok=True)
+        self._forget(name)
         return ["0", ""]
 
+    @_alone
     def refresh(self, name: str, proxy: str) -> list[str]:
         """Delegate a newer proxy to a job: code, reason. What fails is tried again with the next question for it."""
         record = self._record(name)
@@ -335,7 +357,7 @@ class Gram:
             try:
                 record = json.loads(path.read_text())
                 if time.time() - record.get("ended", time.time()) > REMEMBERED:
-                    path.unlink()
+                    self._forget(path.stem)
                 elif record.get("cancel"):
                     self.cancel(path.stem)
             except (OSError, ValueError, AttributeError, TypeError, KeyError, GramError, gridtools.ToolError):
@@ -409,6 +431,10 @@ class Gram:
         except (OSError, ValueError) as error:
             raise GramError(f"nothing is known of job {name}: {error}") from None
         return dict(found)
+
+    def _forget(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+        self._locks.pop(name, None)
 
     def _keep(self, name: str, record: dict[str, Any]) -> None:
         replace_file(self._path(name), json.dumps(record), 0o600, durable=True)
