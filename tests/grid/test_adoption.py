@@ -6,7 +6,7 @@
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, ok, until, work_dirs
+from pilotbed_suite.support import GRID, HOLD, ok, running_proxies, until
 
 # By its name before test_batch: the collector remembers killed pilots for five minutes, and no others are asked for.
 pytestmark = [pytest.mark.stage(2), pytest.mark.ce]
@@ -18,21 +18,6 @@ LATE = 150
 @pytest.fixture(scope="module")
 def site():
     return GRID.site("with GRAM", lambda site: site.ce in GRID.names("ce_gram"))
-
-
-@pytest.fixture
-def there(site):
-    """Return when the proxy ends of each pilot that runs at the site, by its directory: ``there()``."""
-
-    def look():
-        show = "openssl x509 -noout -enddate -in %s"
-        return {
-            (name, directory): host(name).run(show, f"{directory}/cred/pilot.pem").stdout
-            for name in site.workers
-            for directory in work_dirs(host(name))
-        }
-
-    return look
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,29 +42,30 @@ def kill(site):
     return found
 
 
-def test_a_newer_proxy_reaches_a_pilot_whose_job_manager_was_killed(grid, site, there):
+def test_a_newer_proxy_reaches_a_pilot_whose_job_manager_was_killed(grid, site):
     """Without a kill: test_credentials."""
-    before = there()
+    before = running_proxies(site)
+    assert before
     killed = kill(site)
     service = GRID.variable("grid_vos")[0]["pilot_service"]
     ok(grid.node("frontend"), "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")
 
     def renewed():
-        now = there()
+        now = running_proxies(site)
         assert before.keys() <= now.keys(), "a pilot has ended"
-        return all(now[one] not in ("", before[one]) for one in before)
+        return all(now[one] != before[one] for one in before)
 
     until("every pilot has another proxy", renewed, LATE, every=3)
     assert set(managers(site)).isdisjoint(killed)
 
 
-def test_a_pilot_whose_job_manager_was_killed_ends_when_it_is_removed(grid, site, there):
+def test_a_pilot_whose_job_manager_was_killed_ends_when_it_is_removed(grid, site):
     """At once, while no other job manager can be started. With one: the fixture of test_batch."""
-    assert there()
+    assert running_proxies(site)
     kill(site)
-    assert there(), "control: it is not the kill that ends pilots"
+    assert running_proxies(site), "control: it is not the kill that ends pilots"
     factory = grid.node("factory")
     ok(factory, "pilotbed-factory-pool condor_rm -all")
-    until("no pilot is left", lambda: not there(), LATE)
+    until("no pilot is left", lambda: not running_proxies(site), LATE)
     # What could not be reached is tried again each minute.
     until("the GAHP has forgotten them", lambda: not ok(factory, "ls /var/lib/pilotbed/factory/gram"), LATE)

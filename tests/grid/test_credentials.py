@@ -10,7 +10,7 @@ import pki
 import pytest
 from pilotbed.x509 import chain, load_pem
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, until, work_dirs, write
+from pilotbed_suite.support import GRID, as_user, ok, running_proxies, until, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
@@ -245,20 +245,13 @@ def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, pilots):
         pilots(site)
     frontend, service = grid.node("frontend"), GRID.variable("grid_vos")[0]["pilot_service"]
 
-    def proxies(site):
-        """Return whose the proxy of each pilot of the VO is and when it ends, by its directory."""
-        look = "openssl x509 -noout -subject -nameopt compat -enddate -in %s"
-        places = [(name, directory) for name in site.workers for directory in work_dirs(host(name))]
-        found = {(name, place): host(name).run(look, f"{place}/cred/pilot.pem").stdout for name, place in places}
-        return {pilot: said for pilot, said in found.items() if f"/CN={service}/" in said}
-
     def renewed(site):
         """Whether pilots that were there are there yet, and each has another proxy."""
-        now = proxies(site)
+        now = running_proxies(site)
         still = before[site.name].keys() & now.keys()
         return still and all(now[pilot] != before[site.name][pilot] for pilot in still)
 
-    before = {site.name: proxies(site) for site in GRID.sites}
+    before = {site.name: running_proxies(site) for site in GRID.sites}
     ok(frontend, "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")
     for site in GRID.sites:
         until(f"every pilot of {site.name} has another proxy", lambda site=site: renewed(site), 180, every=3)

@@ -337,6 +337,15 @@ def work_dirs(worker: Host) -> list[str]:
     return str(found.stdout).split()
 
 
+def running_proxies(site: Site) -> dict[tuple[str, str], str]:
+    """Return whose the proxy of each pilot of the first VO at a site is and when it ends, by worker and directory."""
+    look = "openssl x509 -noout -subject -nameopt compat -enddate -in %s"
+    places = [(name, directory) for name in site.workers for directory in work_dirs(host(name))]
+    found = {(name, place): str(host(name).run(look, f"{place}/cred/pilot.pem").stdout) for name, place in places}
+    service = GRID.variable("grid_vos")[0]["pilot_service"]
+    return {pilot: said for pilot, said in found.items() if f"/CN={service}/" in said}
+
+
 def pilot_proxies(worker: Host) -> list[str]:
     """Return the proxies of the first VO's pilots in a site's session directories, the newest first."""
     wanted = f"/CN={GRID.variable('grid_vos')[0]['pilot_service']}/"
