@@ -70,4 +70,7 @@ class Desk:
               lambda: self.asked(cluster, "JobStatus").count(status) == jobs, deadline, every=1)  # fmt: skip
 
     def close(self):
+        """Remove all that the user has here; jobs that stayed would ask for pilots in other tests."""
         as_user(self.node, self.account, f"condor_rm -all; rm -rf {PLACE}")
+        until(f"nothing of {self.account}'s is in the queue",
+              lambda: not ok(self.node, "condor_q %s -autoformat ClusterId", self.account))  # fmt: skip

@@ -392,9 +392,30 @@ def named(worker, word):
     return [process for process in processes(worker) if process.args == f"sleep {word}"]
 
 
+def trap(signal, then):
+    """What a shell does at a signal, once: Grid Engine sends it twice, to the process group and to all of the job."""
+    return f'trap "trap \\"\\" {signal}; {then}" {signal}'
+
+
 def rest():
     """A number of seconds to sleep that no other process has: its name."""
     return f"900.{next(_serial):04}7"
+
+
+@contextmanager
+def downtime(factory):
+    """A downtime of all entries: no pilot is submitted, whoever waits for one, and none is left in the queue."""
+    path, pool = "/var/lib/pilotbed/factory/downtime/ALL", "pilotbed-factory-pool"
+    told = f"""{pool} condor_status -any -constraint 'MyType == "glidefactory"' -autoformat GLIDEIN_In_Downtime"""
+    write(factory, path, "the batch system is tried\n", "factory", "0644")
+    try:
+        until("every entry is in downtime", lambda: set(ok(factory, told).split()) == {"True"})
+        factory.run(f"{pool} condor_rm -all")
+        queue = f"{pool} condor_q -allusers -autoformat ClusterId"
+        until("the factory has no pilot", lambda: not ok(factory, queue), 120)
+        yield
+    finally:
+        ok(factory, "rm -f %s", path)
 
 
 @pytest.fixture(scope="module", params=[name for name in SYSTEMS if GRID.names(f"batch_{name}")])
@@ -403,10 +424,10 @@ def batch(request):
     group = f"batch_{request.param}"
     site = GRID.site(f"with {request.param}", lambda site: site.ce in GRID.names(group))
     node = [name for name in site.workers if name in GRID.names(group)][-1]
-    # Pilots that wait for jobs would have the slots.
-    GRID.node("factory").run("pilotbed-factory-pool condor_rm -all")
-    until("no pilot is left", lambda: not [one for one in processes(host(node)) if "glidein_startup" in one.args], 120)
-    return SYSTEMS[request.param](host(site.ce), node)
+    with downtime(GRID.node("factory")):  # pilots that wait for jobs would have the slots
+        until("no pilot is left", lambda: not [one for one in processes(host(node)) if "glidein_startup" in one.args],
+              120)  # fmt: skip
+        yield SYSTEMS[request.param](host(site.ce), node)
 
 
 @pytest.fixture(scope="module")
@@ -513,8 +534,8 @@ def test_g6_suspended_job_has_its_payload_stopped(batch, run):
 
 def test_g7_signal_reaches_the_payload(batch, run, worker):
     word = rest()
-    job = run(f"exec /usr/sbin/glexec /bin/sh -c 'trap \"echo heard; exit 7\" {batch.SIGNAL}; sleep {word} & wait'",
-              *batch.SIGNALLED)  # fmt: skip
+    heard = trap(batch.SIGNAL, "echo heard; exit 7")
+    job = run(f"exec /usr/sbin/glexec /bin/sh -c '{heard}; sleep {word} & wait'", *batch.SIGNALLED)
     job.payload(word)
     batch.signal(job.number, batch.SIGNAL)
     assert job.done() == (7, "heard\n")
@@ -524,7 +545,7 @@ def test_g7_signal_reaches_the_payload(batch, run, worker):
 def test_end_is_told_to_processes_below_the_jobs_first_one(batch, run):
     """As a pilot is, below a computing element's script; that one stays until then, where a job ends with it."""
     stays = "" if batch.WAITS_FOR_ALL else f"trap : {batch.SIGNAL}; "
-    heard = f'trap "echo heard; sleep 1; echo done; exit" {batch.SIGNAL}'
+    heard = trap(batch.SIGNAL, "echo heard; sleep 1; echo done; exit")
     job = run(f"{stays}/bin/sh -c '{heard}; echo; sleep {rest()} & wait' & wait; wait", *batch.SIGNALLED)
     until("it runs", job.said)
     batch.cancel(job.number)

@@ -1,7 +1,8 @@
 """``make test``: the parts of the whole test suite, side by side where they wait.
 
 Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, the others compute, and
-leave the processors to the grid, whose lane is the longer one. Each writes to ``var/log/test-PART.log``; the end of it
+leave the processors to the grid. Molecule's scenarios share a lab, too, and are in both lanes: no two of them run at a
+time. Each part writes to ``var/log/test-PART.log``; the end of it
 is shown when the part fails. A part that runs alone writes to the screen.
 """
 
@@ -46,6 +47,7 @@ class Part:
         commands: what is run, one after the other, until one fails; ``pytest`` among them is this Python's.
         sees: files and directories of the checkout that can make a difference to its outcome.
         environment: set for its commands.
+        alone: what only one part has at a time, in whichever lane.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Part:
     commands: tuple[tuple[str, ...], ...]
     sees: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    alone: str = ""
 
     @property
     def log(self) -> Path:
@@ -105,11 +108,11 @@ def scenarios() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _scenario(name: str) -> Part:
+def _scenario(name: str, lane: str) -> Part:
     """Return the part that runs one of molecule's scenarios."""
     part = Part(
-        name, "host", ((str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", name),),
-        ("extensions", "galaxy.yml", "tests/grid", *_DEPLOYED, *_LAB),
+        name, lane, ((str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", name),),
+        ("extensions", "galaxy.yml", "tests/grid", *_DEPLOYED, *_LAB), alone="molecule",
     )  # fmt: skip
     # Molecule calls pytest by itself.
     return replace(part, environment={"PYTEST_ADDOPTS": f"--junit-xml={part.report}"})
@@ -129,7 +132,9 @@ PARTS = (
         ("tests/small", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/small", "LAB": "small"},
     ),
-    *map(_scenario, scenarios()),
+    # The first ones begin with the lane of the grid, the last ones end with the other, which is the shorter one then.
+    *(_scenario(name, "host") for name in scenarios()[1::2]),
+    *(_scenario(name, "grid") for name in scenarios()[::2]),
     Part(
         "grid", "grid", (_UP, _tests("tests/grid", *(f"--ignore={each}" for each in _ANY_SITE))),
         ("tests/grid", *_DEPLOYED, *_LAB),
@@ -162,6 +167,7 @@ class Runner:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._to_screen = False
+        self._alone: dict[str, threading.Lock] = {part.alone: threading.Lock() for part in PARTS if part.alone}
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, parts: Sequence[Part]) -> None:
@@ -185,32 +191,38 @@ class Runner:
 
     def _lane(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            outcome = self.outcomes[part.name] = Outcome(part)
-            digest = part.digest()
-            if self._changed and digest and part.stamp.exists() and part.stamp.read_text() == digest:
-                outcome.verdict = "unchanged"
-                self._say(f"  {part.name:<{WIDTH}} nothing that it can see has changed since it passed")
-                continue
-            begun = time.monotonic()
-            self._say(f"  {part.name:<{WIDTH}} begins")
-            part.stamp.unlink(missing_ok=True)
-            part.report.unlink(missing_ok=True)
-            if self._to_screen:
-                passed = self._commands(part, None)
-            else:
-                part.log.parent.mkdir(parents=True, exist_ok=True)
-                with part.log.open("wb") as log:
-                    passed = self._commands(part, log)
-            outcome.seconds = time.monotonic() - begun
-            if self._stopped:
-                return
-            _count(outcome)
-            if passed:
-                outcome.verdict = "ok"
-                part.stamp.write_text(digest)
-            elif not self._to_screen:
-                self._show(part)
-            self._say(f"  {part.name:<{WIDTH}} {_line(outcome)}")
+            with self._alone.get(part.alone, contextlib.nullcontext()):
+                if self._stopped:
+                    return
+                self._part(part)
+
+    def _part(self, part: Part) -> None:
+        outcome = self.outcomes[part.name] = Outcome(part)
+        digest = part.digest()
+        if self._changed and digest and part.stamp.exists() and part.stamp.read_text() == digest:
+            outcome.verdict = "unchanged"
+            self._say(f"  {part.name:<{WIDTH}} nothing that it can see has changed since it passed")
+            return
+        begun = time.monotonic()
+        self._say(f"  {part.name:<{WIDTH}} begins")
+        part.stamp.unlink(missing_ok=True)
+        part.report.unlink(missing_ok=True)
+        if self._to_screen:
+            passed = self._commands(part, None)
+        else:
+            part.log.parent.mkdir(parents=True, exist_ok=True)
+            with part.log.open("wb") as log:
+                passed = self._commands(part, log)
+        outcome.seconds = time.monotonic() - begun
+        if self._stopped:
+            return
+        _count(outcome)
+        if passed:
+            outcome.verdict = "ok"
+            part.stamp.write_text(digest)
+        elif not self._to_screen:
+            self._show(part)
+        self._say(f"  {part.name:<{WIDTH}} {_line(outcome)}")
 
     def _commands(self, part: Part, log: IO[bytes] | None) -> bool:
         for words in part.commands:
