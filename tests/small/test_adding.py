@@ -182,7 +182,7 @@ def copy(tmp_path_factory):
     edit(top / "inventory/common/groups.yml", r"^( +)relay:.*$", r"\g<0>\n\1hello: # says hello.")
     with (top / "playbooks/pool.yml").open("a") as plays:
         plays.write("\n- name: Hello\n  hosts: all:&hello\n  roles: [hello]\n")
-    edit(top / "inventory/small/hosts.yml", r"batch_slurm:", "batch_fork:")
+    edit(top / "inventory/small/hosts.yml", r"batch_htcondor:", "batch_fork:")
     edit(top / "inventory/small/hosts.yml", r"^( +)relay: (\{hosts: .*\})$", r"\g<0>\n\1hello: \2")
     return top
 
@@ -229,7 +229,7 @@ def test_jobs_run_under_the_batch_system_that_was_added(copy, deployed):
     assert "the walk is done" in deployed("pilotbed_suite.walk")
     assert "lrms = fork" in on(copy, "site", "cat /etc/arc.conf")
     assert "batch_system = fork" in on(copy, "site", "cat /etc/glexec.conf")
-    assert on(copy, "site", "systemctl is-active slurmctld || true").strip() == "inactive"
+    assert on(copy, "site", "systemctl is-active condor-site || true").strip() == "inactive"
 
 
 def test_the_service_that_was_added_answers(copy, deployed):

@@ -2,7 +2,7 @@
 
     services  CA, VOMS, MyProxy, collector, negotiator, schedd, factory (an HTCondor of its own), frontend, relay
         │  10.70.0.0/24
-    site      router with its filter, Squid, A-REX, Slurm's controller and node, mapping service, glexec
+    site      router with its filter, Squid, A-REX, a pool of the site's own, mapping service, glexec
 """
 
 import json

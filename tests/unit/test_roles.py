@@ -175,8 +175,8 @@ def test_no_other_file_names_a_flavour() -> None:
 
 
 def test_every_flavour_is_met_by_make_test() -> None:
-    """By the lab, or by a scenario that is a part of the suite."""
-    sources = [CHECKOUT / "inventory/lab/hosts.yml"]
+    """By the lab, the small grid, or a scenario that is a part of the suite."""
+    sources = [CHECKOUT / "inventory/lab/hosts.yml", CHECKOUT / "inventory/small/hosts.yml"]
     sources += [CHECKOUT / f"extensions/molecule/{name}/hosts.yml" for name in parts.scenarios()]
     met = {group for path in sources for group, members in read(path)["all"]["children"].items() if members["hosts"]}
     assert set(flavours()) <= met
