@@ -11,7 +11,7 @@ bench := .venv/bin/python -m pilotbed_bench
 part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
 .PHONY: test lint unit services test-lab test-glexec small grid traversal ready
-.PHONY: molecule bench bench-claims bench-relay bench-glexec
+.PHONY: molecule matrix bench bench-claims bench-relay bench-glexec
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
@@ -72,6 +72,9 @@ traversal: ## every way through the firewalls, and faults on them (boots the nod
 
 molecule: ready ## every scenario, one after the other (SCENARIO=name: that one): docs/molecule.md
 	@molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+
+matrix: ready ## what glexec's key tests have shown under each batch system, into docs/batch-systems.md
+	@.venv/bin/python -m pilotbed_suite.matrix
 
 bench: ready ## how long, how much: var/bench.json
 	@$(bench) grid

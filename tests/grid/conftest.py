@@ -8,11 +8,12 @@ PILOTBED_CONNECTION=paramiko, PILOTBED_SSH_CONFIG and ANSIBLE_INVENTORY. What a 
 """
 
 import pytest
-from pilotbed_suite import walk
+from pilotbed_suite import matrix, walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, Jobs, until
 
 TOLD = pytest.StashKey[set]()
+SHOWN = pytest.StashKey[dict]()
 
 
 #: What a scenario of molecule can choose by `-m` (extensions/molecule).
@@ -54,8 +55,28 @@ def _has_what_it_needs(item):
     return not marker or all(getattr(item.module.SYSTEMS[item.callspec.params["batch"]], name) for name in marker.args)
 
 
+def _note(item, outcome):
+    """Keep what a test shows of a batch system; of its parts the worst counts."""
+    if item.path.name == "test_batch.py":
+        shown = item.session.stash.setdefault(SHOWN, {}).setdefault(item.callspec.params["batch"], {})
+        name = item.originalname.removeprefix("test_")
+        shown[name] = max(shown.get(name, outcome), outcome, key=matrix.WORST.index)
+
+
+def pytest_sessionfinish(session):
+    """Keep what all of test_batch has shown."""
+    for name, tests in session.stash.get(SHOWN, {}).items():
+        if "passed" in tests.values() and not session.config.option.keyword:
+            group = f"batch_{name}"
+            flavours = (GRID.variable("computing_element_flavour", node) for node in GRID.names(group))
+            matrix.keep(group, next(filter(None, flavours)), tests)
+
+
 def pytest_collection_modifyitems(config, items):
-    config.hook.pytest_deselected(items=[item for item in items if not _has_what_it_needs(item)])
+    without = [item for item in items if not _has_what_it_needs(item)]
+    config.hook.pytest_deselected(items=without)
+    for item in without:
+        _note(item, "not tried")
     items[:] = filter(_has_what_it_needs, items)
     grid = [item for item in items if item.path.parent.name == "grid"]
     rest = [item for item in items if item.path.parent.name != "grid"]
@@ -66,6 +87,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_makereport(item, call):
     """The first failure of a module comes with what the services say."""
     report = yield
+    if report.failed or (report.passed and report.when == "call"):
+        _note(item, report.outcome)
     told = item.session.stash.setdefault(TOLD, set())
     if report.failed and item.path.parent.name == "grid" and item.path not in told:
         told.add(item.path)

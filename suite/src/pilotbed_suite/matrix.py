@@ -1,0 +1,90 @@
+"""What glexec's key tests have shown under each batch system: kept by each run, and a table in docs/batch-systems.md.
+
+``tests/grid/test_batch.py`` leaves a file for each pair of batch system and computing element that it ran on;
+``make matrix`` writes the table from those of this checkout, molecule's scenarios among them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TypedDict
+
+from . import CHECKOUT
+
+#: One file a pair.
+RESULTS = CHECKOUT / "var/batch"
+PAGE = CHECKOUT / "docs/batch-systems.md"
+BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->"
+#: Which of several outcomes of one check counts.
+WORST = ("passed", "not tried", "failed")
+
+
+class Shown(TypedDict):
+    """What a run has shown: the groups, the day, and the outcome by test."""
+
+    batch: str
+    ce: str
+    day: str
+    tests: dict[str, str]
+
+
+def keep(batch: str, ce: str, tests: Mapping[str, str]) -> None:
+    """Keep what a run has shown.
+
+    Args:
+        batch, ce: the groups' names.
+        tests: outcome by test, without ``test_`` and parameters: passed, failed, or "not tried".
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    found = Shown(batch=batch, ce=ce, day=date.today().isoformat(), tests=dict(tests))
+    (RESULTS / f"{batch}-{ce}.json").write_text(json.dumps(found, indent=1))
+
+
+def rows(found: Sequence[Shown]) -> list[str]:
+    """Return the lines of the table: a row a check, G1 first, and a column a pair."""
+    names = {name for one in found for name in one["tests"]}
+
+    def order(name: str) -> tuple[int, str]:
+        number = re.match(r"g(\d+)_", name)
+        return (int(number[1]) if number else 99, name)
+
+    def words(name: str) -> str:
+        number, _, rest = name.partition("_") if re.match(r"g\d", name) else ("", "", name)
+        return f"{number.upper()} {rest.replace('_', ' ')}".strip()
+
+    heads = ["", *(f"`{one['batch']}`, `{one['ce']}`" for one in found)]
+    body = [[words(name), *(one["tests"].get(name, "") for one in found)] for name in sorted(names, key=order)]
+    days = ["last run", *(one["day"] for one in found)]
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *body, days)]
+
+
+def publish(page: str, table: Sequence[str]) -> str:
+    """Return a page with the table between its markers.
+
+    Raises:
+        ValueError: it has not each marker once, in order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{PAGE} needs the lines {BEGIN.strip()} and {END}")
+    return "".join([before, begin, *(f"{line}\n" for line in table), end, after])
+
+
+def main(results: Path = RESULTS) -> int:
+    """Write the table; return the exit code."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    if not found:
+        print(f"nothing in {results}: `molecule test` or `make test` first", file=sys.stderr)
+        return 1
+    PAGE.write_text(publish(PAGE.read_text(), rows(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

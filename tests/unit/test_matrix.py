@@ -1,0 +1,39 @@
+"""The table of what glexec's key tests have shown under each batch system."""
+
+from pathlib import Path
+
+import pytest
+from pilotbed_suite import matrix
+
+PAGE = f"before\n{matrix.BEGIN}| old |\n{matrix.END}\nafter\n"
+
+
+def test_a_run_becomes_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(matrix, "PAGE", page)
+    matrix.keep("batch_a", "ce_x", {"g10_groups_stay": "failed", "g2_deleted_job": "passed", "memory": "not tried"})
+    matrix.keep("batch_b", "ce_x", {"g2_deleted_job": "passed"})
+    assert matrix.main(matrix.RESULTS) == 0
+    lines = page.read_text().splitlines()
+    assert lines[:2] == ["before", matrix.BEGIN.strip()]
+    assert lines[2:7] == [
+        "|  | `batch_a`, `ce_x` | `batch_b`, `ce_x` |", "| --- | --- | --- |",
+        "| G2 deleted job | passed | passed |", "| G10 groups stay | failed |  |", "| memory | not tried |  |",
+    ]  # fmt: skip
+    assert lines[-2:] == [matrix.END, "after"]
+
+
+def test_without_a_run_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    monkeypatch.setattr(matrix, "PAGE", page)
+    assert matrix.main(tmp_path) == 1
+    assert page.read_text() == PAGE
+
+
+@pytest.mark.parametrize("text", ["", matrix.BEGIN, f"{matrix.END}\n{matrix.BEGIN}"])
+def test_a_page_without_markers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="needs the lines"):
+        matrix.publish(text, [])
