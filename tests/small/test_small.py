@@ -84,7 +84,7 @@ def test_neither_schedd_has_the_others_jobs(walked):
     assert pilots == {"factory"}
 
 
-@pytest.mark.parametrize(("port", "open_to_the_world"), [(22, True), (443, True), (3128, False), (6817, False),
+@pytest.mark.parametrize(("port", "open_to_the_world"), [(22, True), (443, True), (3128, False), (9620, False),
                                                          (8443, False)])  # fmt: skip
 def test_the_router_that_is_a_whole_site_filters_for_itself(port, open_to_the_world):
     """From outside: the computing element is reached, what is the site's own is dropped. From inside: all of it."""
