@@ -28,16 +28,13 @@ MARKERS = {
 }
 
 
-#: Of one flavour of computing elements.
-collect_ignore = [] if GRID.names("ce_gram") else ["test_adoption.py"]
-
-
 def pytest_configure(config):
     for name, what in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     config.addinivalue_line(
         "markers", "needs(name, ...): a test of a batch system, only of those that have it: attributes of its class"
     )
+    config.addinivalue_line("markers", "flavour(group): a test of one flavour, only where the inventory has it")
     config.addinivalue_line(
         "markers",
         "stage(number): when a module of the grid tests runs: 0 makes pilots that others find warm, 1 (default) leaves "
@@ -51,6 +48,9 @@ def _stage(item):
 
 
 def _has_what_it_needs(item):
+    flavour = item.get_closest_marker("flavour")
+    if flavour and not GRID.names(flavour.args[0]):
+        return False
     marker = item.get_closest_marker("needs")
     return not marker or all(getattr(item.module.SYSTEMS[item.callspec.params["batch"]], name) for name in marker.args)
 

@@ -9,7 +9,7 @@ from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, ok, running_proxies, until
 
 # By its name before test_batch: the collector remembers killed pilots for five minutes, and no others are asked for.
-pytestmark = [pytest.mark.stage(2), pytest.mark.ce]
+pytestmark = [pytest.mark.stage(2), pytest.mark.ce, pytest.mark.flavour("ce_gram")]
 
 #: Seconds that a killed job manager's connections hold its port (60), some questions for each job, and what the pilot
 #: takes to look at its proxy again; as much again on a busy machine.
