@@ -510,7 +510,7 @@ def test_g4_cpu_time_of_a_payload_and_its_orphan_is_in_the_batch_systems_sum(bat
     write(worker, f"{HERE}/burn", BURN, pilot, "0644")
     job = run(f"glexec /usr/bin/python3 {HERE}/burn {HERE}/burnt")
     with job.explained():
-        used = float(until("the payload says what it has used", job.said, 150))
+        used = float(until("the payload says what it has used", job.said, 600))
     so_far = None if batch.cpu_recorded else batch.cpu_so_far(job.number)
     write(worker, f"{HERE}/burnt", "", pilot)
     assert job.done()[0] == 0
