@@ -404,7 +404,7 @@ def named(worker, word):
 
 
 def trap(signal, then):
-    """What a shell does at a signal, once: Grid Engine sends it twice, to the process group and to all of the job."""
+    """What a shell does at a signal, once: Grid Engine sends two, to the process group and to all of the job."""
     return f'trap "trap \\"\\" {signal}; {then}" {signal}'
 
 
@@ -557,7 +557,7 @@ def test_g7_signal_reaches_the_payload(batch, run, worker):
 
 def test_end_is_told_to_processes_below_the_jobs_first_one(batch, run):
     """As a pilot is, below a computing element's script; that one stays until then, where a job ends with it."""
-    stays = "" if batch.WAITS_FOR_ALL else f"trap : {batch.SIGNAL}; "
+    stays = "" if batch.WAITS_FOR_ALL else f"{trap(batch.SIGNAL, ':')}; "
     heard = trap(batch.SIGNAL, "echo heard; sleep 1; echo done; exit")
     job = run(f"{stays}/bin/sh -c '{heard}; echo; sleep {rest()} & wait' & wait; wait", *batch.SIGNALLED)
     until("it runs", job.said)

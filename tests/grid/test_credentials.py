@@ -10,7 +10,7 @@ import pki
 import pytest
 from pilotbed.x509 import chain, load_pem
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, running_proxies, until, write
+from pilotbed_suite.support import GRID, as_user, explained, ok, running_proxies, until, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
@@ -49,13 +49,14 @@ class Arex:
         """Whether it lets whoever has ``proxy`` on ``node`` submit."""
         if ends_tls(node, proxy, f"{GRID.fqdn(self.name)}:443"):
             return False
-        answer = node.run(
-            "curl --silent --max-time 20 --output /dev/null --write-out '%%{http_code}' --request POST "
+        asked = node.run(
+            "curl --silent --show-error --max-time 20 --output /dev/null --write-out '%%{http_code}' --request POST "
             "--capath /etc/grid-security/certificates --cert %s --key %s --cacert %s %s",
             proxy, proxy, proxy, f"https://{GRID.fqdn(self.name)}/arex/rest/1.0/delegations?action=new",
-        ).stdout  # fmt: skip
-        assert answer == "201" or int(answer) >= 400, answer
-        return answer == "201"
+        )  # fmt: skip
+        with explained((self.node, "tail -n 20 /var/log/arc/ws-interface.log; systemctl status arc-arex-ws")):
+            assert asked.stdout == "201" or int(asked.stdout) >= 400, asked
+        return asked.stdout == "201"
 
     def jobs(self):
         """Return what it has in its queue."""
