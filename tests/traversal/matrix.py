@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from pilotbed.factory.config import TRAVERSALS
-from pilotbed_bench import document
-from pilotbed_suite import CHECKOUT, ansible, ansible_environment, walk
+from pilotbed_suite import CHECKOUT, ansible, ansible_environment, document, walk
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import (
     GRID,

@@ -29,8 +29,7 @@ from matrix import (
     table,
 )
 from pilotbed.factory.config import TRAVERSALS
-from pilotbed_bench import document
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, document
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, ok
 

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from pilotbed_bench import document, glexec, mapping, run, trace
+from pilotbed_bench import glexec, mapping, run, trace
 from pilotbed_bench.glexec import start
 from pilotbed_lab import LabError
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, document
 
 MS = 1_000_000
 

@@ -1,8 +1,8 @@
 """Figures of a run in the project's documents."""
 
 import pytest
-from pilotbed_bench.document import publish, table
-from pilotbed_lab import LabError
+from pilotbed_suite import GridError
+from pilotbed_suite.document import publish, table
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
@@ -15,7 +15,7 @@ def test_publish_replaces_what_stands_between_the_markers():
 
 @pytest.mark.parametrize("document", ["nothing", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
 def test_publish_refuses_a_document_without_its_two_lines(document):
-    with pytest.raises(LabError, match="once each"):
+    with pytest.raises(GridError, match="once each"):
         publish(document, "figures", "new")
 
 

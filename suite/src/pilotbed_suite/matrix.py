@@ -14,12 +14,11 @@ from datetime import date
 from pathlib import Path
 from typing import TypedDict
 
-from . import CHECKOUT
+from . import CHECKOUT, document
 
 #: One file a pair.
 RESULTS = CHECKOUT / "var/batch"
 PAGE = CHECKOUT / "docs/batch-systems.md"
-BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->"
 #: Which of several outcomes of one check counts.
 WORST = ("passed", "not tried", "failed")
 
@@ -60,20 +59,7 @@ def rows(found: Sequence[Shown]) -> list[str]:
     heads = ["", *(f"`{one['batch']}`, `{one['ce']}`" for one in found)]
     body = [[words(name), *(one["tests"].get(name, "") for one in found)] for name in sorted(names, key=order)]
     days = ["last run", *(one["day"] for one in found)]
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *body, days)]
-
-
-def publish(page: str, table: Sequence[str]) -> str:
-    """Return a page with the table between its markers.
-
-    Raises:
-        ValueError: it has not each marker once, in order.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE} needs the lines {BEGIN.strip()} and {END}")
-    return "".join([before, begin, *(f"{line}\n" for line in table), end, after])
+    return document.table(heads, [*body, days])
 
 
 def main(results: Path = RESULTS) -> int:
@@ -82,7 +68,7 @@ def main(results: Path = RESULTS) -> int:
     if not found:
         print(f"nothing in {results}: `molecule test` or `make test` first", file=sys.stderr)
         return 1
-    PAGE.write_text(publish(PAGE.read_text(), rows(found)))
+    document.write(PAGE, "matrix", "\n".join(rows(found)))
     return 0
 
 

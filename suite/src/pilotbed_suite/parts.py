@@ -2,8 +2,8 @@
 
 Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, the others compute, and
 leave the processors to the grid. Molecule's scenarios share a lab, too, and are in both lanes: no two of them run at a
-time. Each part writes to ``var/log/test-PART.log``; the end of it
-is shown when the part fails. A part that runs alone writes to the screen.
+time. Each part writes to ``var/log/test-PART.log``; the end of it is shown when the part fails. A part that runs alone
+writes to the screen.
 """
 
 from __future__ import annotations

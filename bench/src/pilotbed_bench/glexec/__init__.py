@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, document
 
-from .. import document, mapping, run, trace
+from .. import mapping, run, trace
 from . import start
 
 #: What is measured, in order; and the page that has the tables, between markers of that name.

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pilotbed_lab import LabError
+from pilotbed_suite import document
 
-from .. import document
 from ..run import middle, ratio
 
 ROUNDS, WARM_UP = 40, 3

@@ -11,11 +11,10 @@ import statistics
 import time
 from contextlib import ExitStack
 
-from pilotbed_suite import CHECKOUT, walk
+from pilotbed_suite import CHECKOUT, document, walk
 from pilotbed_suite.support import GRID, HandPilot, arguments, ok, until, with_parameters, worker_with_a_pilot
 from testinfra.host import Host
 
-from .. import document
 from ..run import conditions, heading, ratio
 
 PAGE = CHECKOUT / "docs/glidein.md"

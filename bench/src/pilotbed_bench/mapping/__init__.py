@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .. import document
+from pilotbed_suite import document
+
 from ..run import middle, ratio
 
 CLIENTS = (1, 2, 8, 32)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pilotbed_lab import LabError, enclosure, image
-from pilotbed_suite import CHECKOUT
+from pilotbed_suite import CHECKOUT, document
 
-from .. import document, run
+from .. import run
 
 #: Between markers of this name the tables stand in docs/relay.md.
 MARKER = "bench-relay"

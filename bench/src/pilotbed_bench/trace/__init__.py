@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pilotbed_lab import LabError
+from pilotbed_suite import document
 
-from .. import document
 from ..run import middle
 
 #: Payloads of a day, so many at a time, and how many users they have.

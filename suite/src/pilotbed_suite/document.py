@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pilotbed_lab import LabError
+from . import GridError
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -22,13 +22,13 @@ def publish(document: str, name: str, text: str) -> str:
     """Return a page's text with ``text`` between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->``.
 
     Raises:
-        LabError: it has not each marker once, in order.
+        GridError: it has not each marker once, in order.
     """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = document.partition(begin)
     _old, ended, after = rest.partition(end)
     if not found or not ended or begin in rest or end in after:
-        raise LabError(f"the page must have the lines {begin} and {end}, once each")
+        raise GridError(f"the page must have the lines {begin} and {end}, once each")
     return f"{before}{begin}\n{text.rstrip()}\n{end}{after}"
 
 
