@@ -115,14 +115,14 @@ WRAPPER = CHECKOUT / "roles/batch_htcondor/files/usr/libexec/pilotbed/htcondor-j
 
 @pytest.mark.parametrize(("script", "code"), [("exit 42", 42), ("kill -KILL $$", -9), ("setsid sleep 5 & exit 3", 3)])
 def test_a_job_below_htcondors_wrapper_ends_as_it_would_without(script: str, code: int) -> None:
-    done = subprocess.run([WRAPPER, "/bin/sh", "-c", script], stdout=subprocess.DEVNULL, timeout=10, check=False)
+    done = subprocess.run([WRAPPER, "/bin/sh", "-c", script], stdout=subprocess.DEVNULL, timeout=60, check=False)
     assert done.returncode == code
 
 
 def test_streams_of_a_job_below_htcondors_wrapper_are_its_own() -> None:
-    done = subprocess.run([WRAPPER, "/bin/cat"], input=b"in", capture_output=True, timeout=10, check=False)
+    done = subprocess.run([WRAPPER, "/bin/cat"], input=b"in", capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b"in")
-    done = subprocess.run([WRAPPER, "/no/such"], capture_output=True, timeout=10, check=False)
+    done = subprocess.run([WRAPPER, "/no/such"], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (126, b"/no/such: No such file or directory\n")
 
 
@@ -133,7 +133,7 @@ def test_htcondors_wrapper_tells_a_jobs_inner_processes_and_waits_for_them() -> 
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
     job.terminate()
-    assert job.communicate(timeout=10)[0] == "heard\n"
+    assert job.communicate(timeout=60)[0] == "heard\n"
     assert job.returncode == -signal.SIGTERM
 
 

@@ -61,7 +61,7 @@ class Talk:
         return [self.line() for _ in range(int(count))]
 
     def result(self) -> str:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             if found := self.results():
                 return found[0]
@@ -70,7 +70,7 @@ class Talk:
 
     def close(self) -> None:
         os.close(self.to)
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         self.answers.close()
 
@@ -124,7 +124,7 @@ def test_what_is_not_understood_is_refused_and_ends_nothing(line: str | bytes) -
     writer = threading.Thread(target=lambda: os.write(talk.to, data + b"\n"))  # a pipe holds less
     writer.start()
     assert talk.line() == "E"
-    writer.join(10)
+    writer.join(60)
     assert talk.say("ECHO 7 a") == "S"
     assert talk.result() == "7 0 NULL a"
     talk.close()
@@ -140,6 +140,6 @@ def test_no_input_raises(lines: list[bytes]) -> None:
 def test_quit_and_the_end_of_the_input_end_it() -> None:
     talk = Talk()
     assert talk.say("QUIT") == "S"
-    talk.thread.join(10)
+    talk.thread.join(60)
     assert not talk.thread.is_alive()
     talk.close()

@@ -283,14 +283,13 @@ def test_an_answer_without_end_is_not_read_to_it(bed: Bed, server: Server) -> No
 def test_one_that_does_not_answer_is_asked_once_for_all(
     bed: Bed, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arex, "DEADLINE", 0.5)
+    monkeypatch.setattr(arex, "DEADLINE", 3)  # a busy machine needs more than a second for j0
     server.jobs = {f"j{number}": f"d{number}" for number in range(9)}
-    server.answers = {("POST", "d1?action=renew"): lambda: (200, str(server.done.wait(20)).encode())}
-    began = time.monotonic()
+    server.answers = {("POST", "d1?action=renew"): lambda: (200, str(server.done.wait(60)).encode())}
     said = bed.renew(server.url, *server.jobs)
     server.done.set()
-    assert time.monotonic() - began < 5
     assert said["j0"] == ""
+    assert [line for line in server.asked if "renew" in line][2:] == [], "j2 to j8 were asked for, too"
     assert all("timed out" in said[f"j{number}"] for number in range(1, 9)), said
 
 
@@ -418,7 +417,7 @@ def turn(one: Renewals, *queue: Pilot, proxies: Mapping[CredentialName, Proxy] =
 
 
 def ended(one: Renewals) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while len(one._running) > one._results.qsize() and time.monotonic() < until:
         time.sleep(0.005)
 
@@ -478,7 +477,7 @@ def test_one_that_hangs_keeps_nobody_else_waiting(element: Element, monkeypatch:
     began = time.monotonic()
     for _ in range(3):
         one.turn([pilot()], PROXIES, lambda name: Path(name.filename))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert (one.waiting, one.failures) == (1, {})
     monkeypatch.setattr(renewals, "OVERDUE", 0)
     one.turn([pilot()], PROXIES, lambda name: Path(name.filename))
