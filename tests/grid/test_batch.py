@@ -558,8 +558,8 @@ def test_g7_signal_reaches_the_payload(batch, run, worker):
 def test_end_is_told_to_processes_below_the_jobs_first_one(batch, run):
     """As a pilot is, below a computing element's script; that one stays until then, where a job ends with it.
 
-    The job has run for a second, and what it says may come after its end: Slurm can call one over that was deleted as it
-    began, while its processes are still being told.
+    The job has run for a second, and what it says may come after its end: one that was deleted as it began has been
+    seen to be over at once, with nothing said yet (Slurm).
     """
     stays = "" if batch.WAITS_FOR_ALL else f"{trap(batch.SIGNAL, ':')}; "
     heard = trap(batch.SIGNAL, "echo heard; sleep 1; echo done; exit")
