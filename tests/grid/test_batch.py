@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from pilotbed.batch import gridengine, htcondor
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, explained, ok, processes, until, write
+from pilotbed_suite.support import GRID, as_user, explained, ok, processes, slurm_cpu_time, until, write
 
 pytestmark = [pytest.mark.stage(2), pytest.mark.batch]
 
@@ -59,6 +59,8 @@ class Slurm:
     PROGRAM_ENDS_STRAYS = True
     #: Whether what the first process has started may end by itself when that one has ended.
     WAITS_FOR_ALL = False
+    #: Whether it tells the CPU time of jobs that run: its records have none, they would need a database.
+    CPU_WHILE_IT_RUNS = True
     #: What tells, on the computing element, why a job does not run, or does not end.
     WHY = ("squeue", "sinfo --Node --long", "tail --lines=40 /var/log/slurm/slurmctld.log")
 
@@ -114,14 +116,9 @@ class Slurm:
 
     #: It does not limit memory, as it is set up here.
     memory = None
-    #: Its records have no CPU time: they would need a database.
-    cpu_recorded = None
-
-    def cpu_so_far(self, number):
+    def cpu(self, number):
         """Return the seconds of CPU time that a running job has used."""
-        used = ok(self.server, "sstat --noheader --parsable2 --format=AveCPU --jobs %s.batch", number)
-        days, _, clock = used.strip().rpartition("-")
-        return int(days or 0) * 86400 + sum(int(part) * 60**at for at, part in enumerate(clock.split(":")[::-1]))
+        return slurm_cpu_time(self.server, number)
 
     def told_after(self, worker, number):
         """Return what the program said that the batch system runs as root after a job, "" before."""
@@ -193,6 +190,7 @@ class HTCondor:
     WAITS_FOR_ALL = True
     #: It can send no other than the one that comes before the end of a job that is removed.
     SIGNAL, SIGNALLED = "TERM", ()
+    CPU_WHILE_IT_RUNS = False
     WHY = ("pilotbed-site-pool condor_q -allusers -nobatch", "pilotbed-site-pool condor_status")
 
     def __init__(self, server, node):
@@ -240,7 +238,7 @@ class HTCondor:
                         lambda: self._asked("condor_history -limit 1", number, "ExitCode"), 10)  # fmt: skip
         return int(code) if code != "undefined" else None
 
-    def cpu_recorded(self, number):
+    def cpu(self, number):
         """Return the seconds of CPU time in the record of a job that is over."""
         record = htcondor.parse(ok(self.server, "pilotbed-site-pool condor_history -limit 1 -long %s", number))
         return float(record[number]["cpu"])
@@ -287,6 +285,7 @@ class GridEngine:
     SIGNAL, SIGNALLED = "USR2", ("-notify",)
     #: It has ended them by the job's group itself before its program runs.
     PROGRAM_ENDS_STRAYS = WAITS_FOR_ALL = False
+    CPU_WHILE_IT_RUNS = False
     WHY = ("qstat -u '*' -f -explain aAcE",)
 
     def __init__(self, server, node):
@@ -320,7 +319,7 @@ class GridEngine:
         fields = ok(self.server, f"grep -E '^([^:]*:){{5}}{number}:' {gridengine.ACCOUNTING}").split(":")
         return int(fields[12])
 
-    def cpu_recorded(self, number):
+    def cpu(self, number):
         """Return the seconds of CPU time in the record of a job that is over."""
         return float(self._record(number)["cpu"])
 
@@ -515,10 +514,13 @@ def test_g4_cpu_time_of_a_payload_and_its_orphan_is_in_the_batch_systems_sum(bat
     job = run(f"glexec /usr/bin/python3 {HERE}/burn {HERE}/burnt")
     with job.explained():
         used = float(until("the payload says what it has used", job.said, 600))
-    so_far = None if batch.cpu_recorded else batch.cpu_so_far(job.number)
+    if batch.CPU_WHILE_IT_RUNS:
+        told = batch.cpu(job.number)
     write(worker, f"{HERE}/burnt", "", pilot)
     assert job.done()[0] == 0
-    assert (so_far or batch.cpu_recorded(job.number)) == pytest.approx(used, rel=0.05)
+    if not batch.CPU_WHILE_IT_RUNS:
+        told = batch.cpu(job.number)
+    assert told == pytest.approx(used, rel=0.05)
 
 
 def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):

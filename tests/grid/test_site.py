@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from pilotbed_suite import CHECKOUT, ansible, ansible_environment
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, work_dirs, write
+from pilotbed_suite.support import GRID, HOLD, as_user, ok, slurm_cpu_time, until, work_dirs, write
 
 #: Computes for 30 s in three processes, one of them without a parent; all have done so when it holds once more.
 BURN = f"""#!/usr/bin/python3
@@ -191,16 +191,11 @@ def burnt(jobs, alice, local_site, submit):
 
     batch = record()["batch"].removeprefix("slurm ")
 
-    def sampled():
-        told = ce.run("sstat --noheader --parsable2 --allsteps --jobs %s --format=AveCPU", batch).stdout.split()
-        hours, minutes, seconds = (told or ["0:0:0"])[0].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-    before = sampled()
+    before = slurm_cpu_time(ce, batch)
     ok(worker, "kill %s", str(waiting.pid))
-    until("Slurm has sampled what the payload used", lambda: sampled() - before >= 28.6, 90)
+    until("Slurm has sampled what the payload used", lambda: slurm_cpu_time(ce, batch) - before >= 28.6, 90)
     waiting = job.holds(local_site)[1]
-    used = sampled() - before  # in whole seconds, and with what the pilot itself used
+    used = slurm_cpu_time(ce, batch) - before  # in whole seconds, and with what the pilot itself used
     ok(worker, "kill %s", str(waiting.pid))
     ad = job.done(60)
     records = json.dumps([record()])

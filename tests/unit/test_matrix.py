@@ -15,7 +15,7 @@ def test_a_run_becomes_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(matrix, "PAGE", page)
     matrix.keep("batch_a", "ce_x", {"g10_groups_stay": "failed", "g2_deleted_job": "passed", "memory": "not tried"})
     matrix.keep("batch_b", "ce_x", {"g2_deleted_job": "passed"})
-    assert matrix.main(matrix.RESULTS) == 0
+    assert matrix.main() == 0
     lines = page.read_text().splitlines()
     assert lines[:2] == ["before", "<!-- matrix -->"]
     assert lines[2:7] == [
@@ -28,6 +28,7 @@ def test_a_run_becomes_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_without_a_run_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
+    monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(matrix, "PAGE", page)
-    assert matrix.main(tmp_path) == 1
+    assert matrix.main() == 1
     assert page.read_text() == PAGE

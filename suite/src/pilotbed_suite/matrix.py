@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import TypedDict
 
 from . import CHECKOUT, document
@@ -62,11 +61,11 @@ def rows(found: Sequence[Shown]) -> list[str]:
     return document.table(heads, [*body, days])
 
 
-def main(results: Path = RESULTS) -> int:
+def main() -> int:
     """Write the table; return the exit code."""
-    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not found:
-        print(f"nothing in {results}: `molecule test` or `make test` first", file=sys.stderr)
+        print(f"nothing in {RESULTS}: `molecule test` or `make test` first", file=sys.stderr)
         return 1
     document.write(PAGE, "matrix", "\n".join(rows(found)))
     return 0

@@ -325,6 +325,13 @@ class Jobs:
             as_user(self.node, job.owner, f"rm -rf {job.name} {job.name}.*")
 
 
+def slurm_cpu_time(ce: Host, job: str) -> float:
+    """Return the seconds of CPU time, in whole ones, that a running job of Slurm's has used; 0 before it is sampled."""
+    told = ce.run("sstat --noheader --parsable2 --allsteps --jobs %s --format=AveCPU", job).stdout.split()
+    hours, minutes, seconds = (told or ["0:0:0"])[0].split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
 # -- pilots by hand ------------------------------------------------------------------------------------------------
 
 
