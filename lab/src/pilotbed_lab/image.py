@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -38,6 +39,9 @@ BENCH = ("haproxy", "socat", "openssh-client", "openssh-server")
 
 #: What tests/glexec has payloads leave jobs with, and whose mapping it compares ours with. No unit of it is enabled.
 ATTACKED = ("cron", "at", "nordugrid-arc-plugins-lcas-lcmaps")
+
+#: How a role's list of packages is called that only machines with a kernel of their own need.
+MACHINE_ONLY = "_machine_packages"
 
 #: Units that may start by themselves; every other unit of a package waits for its role.
 KEEP = ("dbus", "getty", "remote-fs", "ssh.", "systemd-", "timers.target.wants/systemd", "sockets")
@@ -99,7 +103,7 @@ def packages(checkout: Path) -> tuple[list[str], list[str]]:
     together, apart = {*GROUND, *FROM_NEXT, *BENCH, *ATTACKED}, set[str]()
     for path in sorted(checkout.glob("roles/*/vars/main.yml")):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
-            if key.endswith("_packages"):
+            if key.endswith("_packages") and not key.endswith(MACHINE_ONLY):
                 if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
                     raise LabError(f"{path}: {key} is not a list of package names")
                 (apart if key.endswith("_conflicting_packages") else together).update(value)
@@ -155,46 +159,63 @@ def build(checkout: Path, log: Path) -> Path:
         if image.is_dir():
             return image
         partial = image.with_suffix(".partial")
-        subprocess.run(["rm", "-rf", "--one-file-system", str(partial)], check=True)
-        together, apart = packages(checkout)
-        with tempfile.TemporaryDirectory() as scratch:
-            preferences = Path(scratch, "preferences")
-            preferences.write_text(_preferences())
-            hooks = {
-                "apart": APART.format(names=" ".join(apart)),
-                "tidy": TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)),
-            }
-            for name, text in hooks.items():
-                Path(scratch, name).write_text("#!/bin/sh" + text)
-                Path(scratch, name).chmod(0o755)
-            command = [
-                # In a mount namespace of its own: killed half-way, the builder leaves /proc and /sys mounted in the
-                # partial root, where the next one's clean-up would go down into them.
-                "unshare", "--mount", "--propagation=private", "--",
-                "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-                "--include=" + ",".join(together),
-                # Written once per file instead of synced: a failed build is thrown away as a whole.
-                "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*",
-                "--dpkgopt=path-exclude=/usr/share/locale/*",
-                '--dpkgopt=path-exclude=/usr/share/doc/*',
-                "--aptopt=Acquire::Languages \"none\"",
-                *_apt_options(),
-                f'--setup-hook=d="$1/etc/apt/preferences.d" && mkdir -p "$d" && cp {preferences} "$d/pilotbed"',
-                # A-REX's installation asks for the host's full name ("hostname: Name or service not known").
-                '--essential-hook=printf "127.0.0.1 localhost\\n127.0.1.1 image.invalid $(hostname)\\n" '
-                '> "$1/etc/hosts"',
-                *(f'--customize-hook={scratch}/{name} "$1"' for name in hooks),
-                # The lists of the image's own source stay.
-                "--skip=cleanup/apt/lists",
-                SUITE, str(partial), *sources(),
-            ]
-            with open(log, "w") as out:
-                done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False, env=_environment())
-        if done.returncode:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise LabError(f"building the node image failed; the end of {log}:\n{tail}")
+        bootstrap(checkout, partial, log)
         partial.rename(image)
     return image
+
+
+def bootstrap(checkout: Path, root: Path, log: Path, more: Iterable[str] = (), finish: str = "") -> None:
+    """Make the root file system that ``checkout`` defines.
+
+    Args:
+        checkout: the project's directory.
+        root: where; what is there goes.
+        log: file that takes the builder's output.
+        more: Debian packages that it has beside those of the image.
+        finish: shell script that is run at the end, with the new root as its argument.
+
+    Raises:
+        LabError: the build failed; the message ends with the log's last lines.
+    """
+    subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=True)
+    together, apart = packages(checkout)
+    with tempfile.TemporaryDirectory() as scratch:
+        preferences = Path(scratch, "preferences")
+        preferences.write_text(_preferences())
+        hooks = {
+            "apart": APART.format(names=" ".join(apart)),
+            "tidy": TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)),
+            "finish": finish,
+        }
+        for name, text in hooks.items():
+            Path(scratch, name).write_text("#!/bin/sh\n" + text)
+            Path(scratch, name).chmod(0o755)
+        command = [
+            # In a mount namespace of its own: killed half-way, the builder leaves /proc and /sys mounted in the
+            # partial root, where the next one's clean-up would go down into them.
+            "unshare", "--mount", "--propagation=private", "--",
+            "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+            "--include=" + ",".join([*together, *more]),
+            # Written once per file instead of synced: a failed build is thrown away as a whole.
+            "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            '--dpkgopt=path-exclude=/usr/share/doc/*',
+            "--aptopt=Acquire::Languages \"none\"",
+            *_apt_options(),
+            f'--setup-hook=d="$1/etc/apt/preferences.d" && mkdir -p "$d" && cp {preferences} "$d/pilotbed"',
+            # A-REX's installation asks for the host's full name ("hostname: Name or service not known").
+            '--essential-hook=printf "127.0.0.1 localhost\\n127.0.1.1 image.invalid $(hostname)\\n" '
+            '> "$1/etc/hosts"',
+            *(f'--customize-hook={scratch}/{name} "$1"' for name in hooks),
+            # The lists of the image's own source stay.
+            "--skip=cleanup/apt/lists",
+            SUITE, str(root), *sources(),
+        ]
+        with open(log, "w") as out:
+            done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False, env=_environment())
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise LabError(f"building the node image failed; the end of {log}:\n{tail}")
 
 
 def _environment() -> dict[str, str]:

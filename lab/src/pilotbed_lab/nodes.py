@@ -202,6 +202,12 @@ class Lab(Remains):
 
     # -- the whole lab -------------------------------------------------------------------------------------------
 
+    def stands(self) -> bool:
+        """Return whether every node runs, so that there is nothing to boot."""
+        owner = self.record()
+        alive = owner is not None and owner["boot_id"] == boot_id()
+        return alive and all(local.leader(node.name, self.state) is not None for node in self.topology.nodes)
+
     def up(self) -> list[str]:
         """Boot every node that does not run; return their names.
 

@@ -1,8 +1,10 @@
-"""A grid on two nodes: services that share a host work, and have nothing else in common. `make small` deploys it.
+"""A grid on three machines: services that share a host work, and have nothing else in common. `make mini` deploys it.
 
-    services  CA, VOMS, MyProxy, collector, negotiator, schedd, factory (an HTCondor of its own), frontend, relay
-        │  10.70.0.0/24
-    site      router with its filter, Squid, A-REX, a pool of the site's own, mapping service, glexec
+    submit  CA, VOMS, MyProxy, collector, negotiator, schedd, factory (an HTCondor of its own), frontend, relay
+       │  10.70.0.0/24
+    site    router with its filter and NAT, Squid, A-REX, a pool of the site's own, mapping service
+       │  10.71.0.0/24
+    wn1     glexec
 """
 
 import json
@@ -23,9 +25,9 @@ def walked():
 def test_jobs_walk_through_it(walked):
     assert walk.problems(walked) == []
     for trace in walked:
-        assert trace.worker == "site.grid.test"
+        assert trace.worker == "wn1.grid.test"
         assert trace.way == "relay"
-        assert trace.relay.startswith("services.grid.test:")
+        assert trace.relay.startswith("submit.grid.test:")
 
 
 def test_second_deployment_changes_nothing(walked, tmp_path):
@@ -86,8 +88,8 @@ def test_neither_schedd_has_the_others_jobs(walked):
 
 @pytest.mark.parametrize(("port", "open_to_the_world"), [(22, True), (443, True), (3128, False), (9620, False),
                                                          (8443, False)])  # fmt: skip
-def test_the_router_that_is_a_whole_site_filters_for_itself(port, open_to_the_world):
+def test_the_router_that_is_the_computing_element_filters_for_itself(port, open_to_the_world):
     """From outside: the computing element is reached, what is the site's own is dropped. From inside: all of it."""
     knock = f"timeout 3 bash -c ': < /dev/tcp/site.grid.test/{port}'"
-    assert host("site").run(knock).rc == 0
-    assert (host("services").run(knock).rc == 0) == open_to_the_world
+    assert host("wn1").run(knock).rc == 0
+    assert (host("submit").run(knock).rc == 0) == open_to_the_world

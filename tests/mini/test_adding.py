@@ -1,7 +1,8 @@
 """docs/adding.md holds: with the files of its lists alone, a batch system and a service are added to a copy.
 
-The copy then deploys the two nodes of inventory/small: the site's jobs run under the new batch system, and the service
-answers. What is added is a dummy, but a real one: A-REX's own way to run jobs on its host, and a page over HTTP.
+The copy then deploys inventory/small, two nodes with as much on one as there can be: the site's jobs run under the new
+batch system, and the service answers. What is added is a dummy, but a real one: A-REX's own way to run jobs on its
+host, and a page over HTTP.
 """
 
 import os
@@ -22,7 +23,7 @@ batch_system_name: fork
 batch_system_queue: fork
 batch_system_for:
   ce_arc: {lrms: fork, options: {}}
-batch_fork_firewall: []
+batch_fork_sockets: []
 batch_fork_logs: {units: [arc-arex]}
 """,
     "roles/batch_fork/meta/main.yml": """\
@@ -66,8 +67,8 @@ def parse(text):
 
 SERVICE = {
     "inventory/common/group_vars/hello.yml": """\
-hello_firewall:
-  - {port: 8088, proto: tcp, from: any}
+hello_sockets:
+  - {program: nginx, port: 8088, proto: tcp, from: any, protected: "plain HTTP: it says hello to everybody"}
 hello_logs: {units: [pilotbed-hello]}
 """,
     "roles/hello/meta/main.yml": """\
