@@ -1,0 +1,75 @@
+"""Question 6: a site and a user are blocked."""
+
+import json
+
+import pytest
+from pilotbed_suite.support import GRID, HOLD, ok, until
+
+pytestmark = pytest.mark.stage(2)
+
+
+@pytest.fixture
+def factory():
+    return GRID.node("factory")
+
+
+def state(factory):
+    """What the factory says of itself after its last turn."""
+    return json.loads(ok(factory, "cat /run/pilotbed/factory/state.json"))
+
+
+def turns(factory, count):
+    """Wait until the factory has had so many turns more; return what it says then."""
+    first = state(factory)["turn"]
+    return until(f"{count} turns", lambda: (found := state(factory))["turn"] >= first + count and found)
+
+
+def pilots_of(factory, entry):
+    """JobStatus of every pilot of an entry that is not on its way out."""
+    queue = "pilotbed-factory-pool condor_q -allusers -constraint %s -autoformat JobStatus"
+    said = ok(factory, queue, f'GlideinEntryName == "{entry}" && JobStatus != 3')
+    return said.split()
+
+
+def removed_pilots(factory, entry):
+    """The pilots of an entry that a downtime has removed: their numbers."""
+    wanted = f'GlideinEntryName == "{entry}" && regexp("^pilotbed-factory: downtime", RemoveReason)'
+    asked = "pilotbed-factory-pool condor_history -constraint %s -autoformat ClusterId ProcId"
+    return set(ok(factory, asked, wanted).splitlines())
+
+
+@pytest.mark.check("D6.1")
+@pytest.mark.parametrize("how", ["--drain", "--now"])
+def test_an_entry_in_downtime(grid, factory, any_site, jobs, alice, pilots, how):
+    """What runs there goes on to its end, or is removed, as the operator says; nothing new comes. Control: its end."""
+    entry = any_site.name
+    assert entry in state(factory)["entries"], "its only computing element's entry"
+    pilots(any_site)
+    running = jobs.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n")
+    running.holds(any_site)
+    until("its computing element says that its pilot runs", lambda: "2" in pilots_of(factory, entry))
+    before = removed_pilots(factory, entry)
+    ok(factory, "pilotbed-entry downtime %s %s --reason test", entry, how)
+    try:
+        assert turns(factory, 2)["entries"][entry]["downtime"] == "test"
+        waiting = jobs.submit(alice, any_site)
+        if how == "--now":
+            until("no pilot is left", lambda: not pilots_of(factory, entry))
+            assert removed_pilots(factory, entry) > before
+            running.remove()
+        else:
+            assert "2" in pilots_of(factory, entry)
+            assert running.status() == "running"
+        turns(factory, 2)
+        assert set(pilots_of(factory, entry)) <= {"2"}, "one was submitted, or still waits"
+        running.remove()
+    finally:
+        ok(factory, "pilotbed-entry up %s", entry)
+    assert waiting.done()["ExitCode"] == 0
+
+
+@pytest.mark.check("D6.1")
+def test_a_downtime_of_no_entry_is_refused(factory):
+    done = factory.run("pilotbed-entry downtime nowhere")
+    assert done.rc == 1
+    assert "'nowhere' is none of ALL, " in done.stderr
