@@ -1,23 +1,37 @@
-# pilotbed: `make` lists what there is to do. LAB=name means another lab than the one called lab.
+# pilotbed: `make` lists what there is to do. LAB=name means another lab than the one called lab, INVENTORY=mini a lab of
+# that name, of inventory/mini.
 .DEFAULT_GOAL := help
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -e -c
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export LAB ?= lab
+# Lessons are about the grid that fits a laptop.
+ifneq ($(filter lesson hint check reset,$(MAKECMDGOALS)),)
+INVENTORY ?= mini
+endif
+ifdef INVENTORY
+$(if $(wildcard inventory/$(INVENTORY)/hosts.yml),,$(error INVENTORY=$(INVENTORY): there is no inventory/$(INVENTORY)/hosts.yml))
+export ANSIBLE_INVENTORY := inventory/common,inventory/$(INVENTORY)
+endif
+export LAB ?= $(or $(INVENTORY),lab)
 lab := .venv/bin/python -m pilotbed_lab
 walk := .venv/bin/python -m pilotbed_suite.walk
 bench := .venv/bin/python -m pilotbed_bench
+training := .venv/bin/python -m pilotbed_training
 part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
-.PHONY: test lint unit services test-lab test-glexec small grid traversal ready
-.PHONY: molecule matrix bench bench-claims bench-relay bench-glexec
+.PHONY: test lint unit services test-lab test-glexec mini grid traversal ready
+.PHONY: lesson hint check reset test-training
+.PHONY: ready-test certify box test-vagrant molecule matrix bench bench-claims bench-relay bench-glexec
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : ""), $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : $$1 ~ /^(lesson|hint|check)$$/ ? " N=03" : ""), $$2}' Makefile
 
 ready:
 	@./bootstrap
+
+ready-test:
+	@./bootstrap test
 
 lab: ready ## everything: host, image, nodes, the grid on them, and the walk
 	@$(lab) up
@@ -51,13 +65,27 @@ restore: ready ## every node back as it was, and a walk
 	@$(lab) restore "$(NAME)"
 	$(walk)
 
-test: ready ## everything (CHANGED=1: but for parts that passed and see no change since)
+lesson: ready ## the grid in the state of a lesson, and its story (docs/course.md)
+	@$(training) lesson -- "$(N)"
+
+hint: ready ## one more hint for the lesson
+	@$(training) hint -- "$(N)"
+
+check: ready ## what of the lesson is mended, what is not, and what else is broken
+	@$(training) check -- "$(N)"
+
+reset: ready ## the healthy grid back after a lesson
+	@$(training) reset
+
+test: ready-test ## everything (CHANGED=1: but for parts that passed and see no change since)
 	@$(part) $(if $(CHANGED),--changed)
 
-lint unit services small grid traversal: ready
+unit: ready-test
+lint services mini grid traversal: ready
+lint unit services mini grid traversal:
 	@$(part) $@
 
-test-lab test-glexec: ready
+test-lab test-glexec test-training: ready
 	@$(part) $(@:test-%=%)
 
 # Each is a part of the suite: suite/src/pilotbed_suite/parts.py
@@ -66,12 +94,25 @@ unit: ## decisions, without I/O; inventories and roles
 services: ## a real server or pilot, started inside the test
 test-lab: ## the life of a lab of two nodes, and of two labs
 test-glexec: ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
-small: ## a grid on two nodes, in a lab of its own: services that share hosts
+test-training: ## every lesson: its fault in, another solution, its own; deploys inventory/mini first
+mini: ## the grid on three machines, in a lab of its own: services that share hosts
 grid: ## the running grid, asked as its users do (boots the lab first, if need be)
 traversal: ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)
 
-molecule: ready ## every scenario, one after the other (SCENARIO=name: that one): docs/molecule.md
-	@molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+certify: ready ## the checks of the certificate against the running grid (CHECKS=Q3 or an id: a part): docs/certification.md
+	@.venv/bin/python -m pilotbed_suite.certify --checks "$(CHECKS)"
+
+box: ## Vagrant boxes of the node image, into var/box (BOX_SERVER=http://…: where others fetch them): docs/vagrant.md
+	@./bootstrap box
+	mkdir -p var/log
+	.venv/bin/python -m pilotbed_lab.box
+
+test-vagrant: box ## mini on virtual machines, walked, rebooted, walked: needs libvirt, without KVM up to an hour
+	@./bootstrap test vagrant
+	timeout 3600 tests/vagrant/ground .venv/bin/python -m pytest -s tests/vagrant
+
+molecule: ready ## every scenario, LANES=3 at a time (SCENARIO=name: that one): docs/molecule.md
+	@$(if $(SCENARIO),molecule test --scenario-name $(SCENARIO),$(part) --scenarios $(or $(LANES),3))
 
 matrix: ready ## what glexec's key tests have shown under each batch system, into docs/batch-systems.md
 	@.venv/bin/python -m pilotbed_suite.matrix

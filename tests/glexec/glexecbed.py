@@ -37,7 +37,7 @@ VOMS = "/DC=test/DC=grid/O=Gridlab/OU=Hosts/CN=voms.grid.test"
 PILOT, OTHER_PILOT = "pilot001", "pilot002"
 #: First and last uid of the payloads' accounts, .gl.
 POOL = (21001, 21020)
-DEADLINE = 60
+DEADLINE = 180
 
 #: First process: waits for nothing but orphans, which the kernel then buries by itself.
 INIT = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print('up', flush=True)\nwhile 1: signal.pause()"

@@ -270,8 +270,8 @@ def test_a_refreshed_proxy_is_asked_about_again(pilot):
         since = len(pilot.bed.log())
         fresh = pilot.bed.proxy()
         replace(pilot, fresh)
-        until("the payload has the new proxy", lambda: copy.read_bytes() == fresh, 30)
+        until("the payload has the new proxy", lambda: copy.read_bytes() == fresh)
         with pilot.bed.changed(BANS, lambda text: f'{text}"{PEOPLE}Alice"\n'):
             replace(pilot, pilot.bed.proxy())
-            until("it is refused", lambda: refusals(pilot, since), 30)
+            until("it is refused", lambda: refusals(pilot, since))
         assert copy.read_bytes() == fresh

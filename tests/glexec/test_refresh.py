@@ -39,7 +39,7 @@ def test_fresh_proxy_reaches_the_payload(pilot, cgroups):
         for _ in range(2):
             fresh = pilot.bed.proxy()
             replace(pilot, fresh)
-            until("the payload has the new proxy", lambda fresh=fresh: copy.read_bytes() == fresh, 30)
+            until("the payload has the new proxy", lambda fresh=fresh: copy.read_bytes() == fresh)
         assert copy.stat().st_mode & 0o777 == 0o600
 
 
@@ -52,11 +52,11 @@ def test_any_other_is_refused_once(pilot, what):
             "open to others": (pilot.bed.proxy(), 0o644), "garbage": (b"none", 0o600),
         }  # fmt: skip
         replace(pilot, *bad[what])
-        until("it is refused", lambda: refusals(pilot, since), 30)
+        until("it is refused", lambda: refusals(pilot, since))
         good = pilot.bed.proxy()
         assert copy.read_bytes() == before
         replace(pilot, good)
-        until("a good one is taken all the same", lambda: copy.read_bytes() == good, 30)
+        until("a good one is taken all the same", lambda: copy.read_bytes() == good)
         assert len(refusals(pilot, since)) == 1
 
 
@@ -79,7 +79,7 @@ def test_proxy_that_is_replaced_while_it_is_looked_at(pilot):
     held.wait()
     with running(pilot) as copy:
         assert found
-        until("the payload has the new proxy", lambda: copy.read_bytes() == fresh, 30)
+        until("the payload has the new proxy", lambda: copy.read_bytes() == fresh)
     thread.join()
     assert pilot.bed.root(f"stat -c %U {pilot.proxy}").strip() == PILOT, "it has stayed the caller's"
 
@@ -90,5 +90,5 @@ def test_proxy_that_is_taken_away_stays_with_the_payload(pilot):
         pilot.bed.root(f"mv {pilot.proxy} {pilot.work}/away")
         replace_later = pilot.bed.proxy()
         replace(pilot, replace_later)
-        until("the next one is taken", lambda: copy.read_bytes() == replace_later, 30)
+        until("the next one is taken", lambda: copy.read_bytes() == replace_later)
         assert refusals(pilot, since) == []

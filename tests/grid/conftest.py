@@ -9,12 +9,13 @@ PILOTBED_CONNECTION=paramiko, PILOTBED_SSH_CONFIG and ANSIBLE_INVENTORY. What a 
 
 import pytest
 from pilotbed_suite import matrix, walk
-from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, Jobs, until
+from pilotbed_suite.fixtures import *  # noqa: F403  # they are for pytest, by their names
+from pilotbed_suite.support import GRID
 
 TOLD = pytest.StashKey[set]()
 SHOWN = pytest.StashKey[dict]()
-
+#: Directories of tests that share one, in stages.
+ON_A_GRID = ("grid", "certification")
 
 #: What a scenario of molecule can choose by `-m` (extensions/molecule).
 MARKERS = {
@@ -33,6 +34,10 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{name}: {what}")
     config.addinivalue_line(
         "markers", "needs(name, ...): a test of a batch system, only of those that have it: attributes of its class"
+    )
+    config.addinivalue_line(
+        "markers", "check(id, control=False): a part of the certificate (tests/certification/checks.toml); a control "
+        "is the attack with the protection off"
     )
     config.addinivalue_line("markers", "flavour(group): a test of one flavour, only where the inventory has it")
     config.addinivalue_line(
@@ -57,7 +62,7 @@ def _has_what_it_needs(item):
 
 def _note(item, outcome):
     """Keep what a test shows of a batch system; of its parts the worst counts."""
-    if item.path.name == "test_batch.py":
+    if item.path.name == "test_batch.py" and "batch" in item.fixturenames:
         shown = item.session.stash.setdefault(SHOWN, {}).setdefault(item.callspec.params["batch"], {})
         name = item.originalname.removeprefix("test_")
         shown[name] = max(shown.get(name, outcome), outcome, key=matrix.WORST.index)
@@ -78,8 +83,8 @@ def pytest_collection_modifyitems(config, items):
     for item in without:
         _note(item, "not tried")
     items[:] = filter(_has_what_it_needs, items)
-    grid = [item for item in items if item.path.parent.name == "grid"]
-    rest = [item for item in items if item.path.parent.name != "grid"]
+    grid = [item for item in items if item.path.parent.name in ON_A_GRID]
+    rest = [item for item in items if item.path.parent.name not in ON_A_GRID]
     items[:] = rest + sorted(grid, key=_stage)
 
 
@@ -94,98 +99,3 @@ def pytest_runtest_makereport(item, call):
         told.add(item.path)
         report.sections.append(("the grid's services", walk.explain()))
     return report
-
-
-@pytest.fixture(scope="session")
-def grid():
-    return GRID
-
-
-@pytest.fixture(scope="session")
-def submit():
-    return GRID.node("submit")
-
-
-@pytest.fixture(scope="session")
-def central():
-    return GRID.node("central_manager")
-
-
-@pytest.fixture(scope="session")
-def relay():
-    return GRID.node("relay")
-
-
-@pytest.fixture(scope="session")
-def hidden_site():
-    """A site behind NAT, reached through the relay."""
-    return GRID.site("behind NAT with a relay", lambda site: (site.flavour, site.traversal) == ("nat", "relay"))
-
-
-@pytest.fixture(scope="session")
-def filtered_site():
-    """A routed site that lets nothing in; its pilots are reached by CCB."""
-    return GRID.site("with a filter and CCB", lambda site: (site.flavour, site.traversal) == ("filter", "ccb"))
-
-
-@pytest.fixture(scope="session")
-def any_site():
-    """A site, of any kind: for what is the same at all of them."""
-    return GRID.site("", lambda site: True)
-
-
-@pytest.fixture(scope="session")
-def local_site():
-    """A site whose workers ask their own LCMAPS."""
-    return GRID.site("without a mapping service", lambda site: site.ce not in GRID.names("mapping_service"))
-
-
-@pytest.fixture(scope="session")
-def alice():
-    return walk.walker("alice")
-
-
-@pytest.fixture(scope="session")
-def bob():
-    return walk.walker("bob")
-
-
-@pytest.fixture(scope="session")
-def carol():
-    """A member who may lose her certificate."""
-    return walk.walker("carol")
-
-
-@pytest.fixture(scope="session")
-def mallory():
-    """Has a certificate, and is no member of any VO."""
-    return walk.walker("mallory")
-
-
-@pytest.fixture(scope="module")
-def jobs(submit):
-    made = Jobs(submit)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def pilots(jobs, alice, central):
-    """Have pilots at a site: ``pilots(site, count)`` returns when so many are there, after as many jobs if need be."""
-
-    def have(site, count=1):
-        if len(site.slots(central)) < count:
-            waiting = [jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n") for _ in range(count)]
-            for job in waiting:
-                job.holds(site)
-            for job in waiting:
-                job.remove()
-        until(f"{count} pilots of {site.name} are in the pool", lambda: len(site.slots(central)) >= count)
-
-    return have
-
-
-@pytest.fixture(scope="session")
-def workers():
-    """Every worker by its name."""
-    return {name: host(name) for name in GRID.names("worker")}

@@ -2,7 +2,7 @@
 
 import re
 
-from pilotbed_suite.support import as_user, ok, until, write
+from pilotbed_suite.support import as_user, ok, until, until_none, write
 
 #: The directory in a user's home where all this happens.
 PLACE = "users-test"
@@ -76,4 +76,4 @@ class Desk:
         """
         as_user(self.node, self.account, f"condor_rm -all; rm -rf {PLACE}")
         left = "condor_q %s -constraint 'JobStatus != 3' -autoformat ClusterId"
-        until(f"all of {self.account}'s jobs are removed", lambda: not ok(self.node, left, self.account))
+        until_none(f"all of {self.account}'s jobs are removed", lambda: ok(self.node, left, self.account))

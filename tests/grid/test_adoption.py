@@ -4,6 +4,8 @@
                                 └─────▶ gatekeeper ─ "restart" ─▶ another one, which reads the job's state file
 """
 
+from dataclasses import dataclass
+
 import pytest
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, ok, running_proxies, until
@@ -21,12 +23,9 @@ def site():
     return GRID.site("with GRAM", lambda site: site.ce in GRID.names("ce_gram"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def pilot(jobs, alice, site):
-    """A pilot that has shown that it runs, and has no job."""
-    job = jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n")
-    job.holds(site)
-    job.remove()
+@pytest.fixture(scope="module")
+def factory(grid):
+    return grid.node("factory")
 
 
 def managers(site):
@@ -35,38 +34,60 @@ def managers(site):
     return host(site.ce).run("pgrep -f %s", f"^/usr/sbin/globus-job-manager .*-type {lrms}$").stdout.split()
 
 
-def kill(site):
-    """Kill them, unasked."""
+@dataclass
+class Killed:
+    """What was there when job managers were killed: they, the pilots' proxies, and a pilot that had shown itself."""
+
+    managers: set[str]
+    proxies: dict[tuple[str, str], str]
+    number: str
+    record: str
+
+
+@pytest.fixture(scope="module")
+def killed(jobs, alice, bob, site, factory):
+    """Two pilots without jobs, or more, whose job managers were killed, unasked, just now."""
+    holding = [jobs.submit(who, site, f"#!/bin/sh\n{HOLD}\n") for who in (alice, bob)]
+    for job in holding:
+        job.holds(site)
+    numbers = [f"{ad['MachineAttrGLIDEIN_ClusterId0']}.{ad['MachineAttrGLIDEIN_ProcId0']}"
+               for ad in (job.ad() for job in holding)]  # fmt: skip
+    assert len(set(numbers)) == len(numbers), "the jobs share a pilot"
+    for job in holding:
+        job.remove()
+    known = ok(factory, "pilotbed-factory-pool condor_q -allusers %s -autoformat GridJobId", numbers[0]).split()[-1]
     found = managers(site)
     assert found
+    proxies = running_proxies(site)
     ok(host(site.ce), f"kill -KILL {' '.join(found)}")
-    return found
+    assert running_proxies(site) == proxies, "control: it is not the kill that ends pilots"
+    return Killed(set(found), proxies, numbers[0], f"/var/lib/pilotbed/factory/gram/{known}.json")
 
 
-def test_a_newer_proxy_reaches_a_pilot_whose_job_manager_was_killed(grid, site):
+def test_a_pilot_whose_job_manager_was_killed_ends_when_it_is_removed(killed, site, factory):
+    """At once, while no other job manager can be started. With one: the fixture of test_batch."""
+    assert factory.run("test -e %s", killed.record).rc == 0
+    ok(factory, "pilotbed-factory-pool condor_rm %s", killed.number)
+    gone = until("a pilot is gone", lambda: killed.proxies.keys() - running_proxies(site).keys(), LATE)
+    for one in gone:
+        del killed.proxies[one]
+    assert len(gone) == 1 <= len(killed.proxies)
+
+
+def test_a_newer_proxy_reaches_a_pilot_whose_job_manager_was_killed(killed, grid, site):
     """Without a kill: test_credentials."""
-    before = running_proxies(site)
-    assert before
-    killed = kill(site)
     service = GRID.variable("grid_vos")[0]["pilot_service"]
     ok(grid.node("frontend"), "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")
 
     def renewed():
         now = running_proxies(site)
-        assert before.keys() <= now.keys(), "a pilot has ended"
-        return all(now[one] != before[one] for one in before)
+        assert killed.proxies.keys() <= now.keys(), "a pilot has ended"
+        return all(now[one] != before for one, before in killed.proxies.items())
 
     until("every pilot has another proxy", renewed, LATE, every=3)
-    assert set(managers(site)).isdisjoint(killed)
+    assert killed.managers.isdisjoint(managers(site))
 
 
-def test_a_pilot_whose_job_manager_was_killed_ends_when_it_is_removed(grid, site):
-    """At once, while no other job manager can be started. With one: the fixture of test_batch."""
-    assert running_proxies(site)
-    kill(site)
-    assert running_proxies(site), "control: it is not the kill that ends pilots"
-    factory = grid.node("factory")
-    ok(factory, "pilotbed-factory-pool condor_rm -all")
-    until("no pilot is left", lambda: not running_proxies(site), LATE)
-    # What could not be reached is tried again each minute.
-    until("the GAHP has forgotten them", lambda: not ok(factory, "ls /var/lib/pilotbed/factory/gram"), LATE)
+def test_nothing_is_kept_of_a_pilot_that_was_removed(killed, factory):
+    """What could not be reached is tried again each minute."""
+    until("the GAHP has forgotten it", lambda: factory.run("test -e %s", killed.record).rc == 1, LATE)

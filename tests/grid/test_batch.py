@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from pilotbed.batch import gridengine, htcondor
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, explained, ok, processes, slurm_cpu_time, until, write
+from pilotbed_suite.support import GRID, as_user, explained, ok, processes, slurm_cpu_time, until, until_none, write
 
 pytestmark = [pytest.mark.stage(2), pytest.mark.batch]
 
@@ -43,6 +43,10 @@ print(sum(map(float, told.split())), flush=True)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.1)
 """
+
+
+#: Tells the processes of a worker, but for the kernel's.
+PROCESSES = "ps -ww -eo pid,ppid,user:20,stat,etimes,args --sort=pid | grep -v ' \\['"
 
 
 class Slurm:
@@ -80,7 +84,9 @@ class Slurm:
         return Job(self, said.strip(), name)
 
     def _shown(self, number, field):
-        return re.search(rf"\b{field}=(\S+)", ok(self.server, "scontrol --oneliner show job %s", number))[1]
+        # It forgets a job ten minutes after its end (MinJobAge).
+        said = ok(self.server, f"scontrol --oneliner show job %s || grep '^JobId={number} ' {self.RECORDS}", number)
+        return re.search(rf"\b{field}=(\S+)", said)[1]
 
     def state(self, number):
         """Return the job's state: RUNNING, COMPLETED, …"""
@@ -374,13 +380,13 @@ class Job:
 
     def explained(self):
         """Add to what is raised what the batch system, the job and its worker say."""
-        there = (f"cat {self.name}.err", "ps -ww -eo pid,ppid,user:20,stat,etimes,args --sort=pid | grep -v ' \\['")
+        there = (f"cat {self.name}.err", PROCESSES)
         return explained(
             *((self.system.server, why) for why in self.system.WHY),
             *((host(self.system.node), why) for why in there),
         )
 
-    def done(self, deadline=60):
+    def done(self, deadline=180):
         """Wait for its end; return its script's code and its output."""
         with self.explained():
             until(f"batch job {self.number} has ended", lambda: not self.running(), deadline)
@@ -426,22 +432,65 @@ def downtime(factory):
         until("every entry is in downtime", lambda: set(ok(factory, told).split()) == {"True"})
         factory.run(f"{pool} condor_rm -all")
         queue = f"{pool} condor_q -allusers -autoformat ClusterId"
-        until("the factory has no pilot", lambda: not ok(factory, queue), 120)
+        until_none("the factory has no pilot", lambda: ok(factory, queue))
         yield
     finally:
         ok(factory, "rm -f %s", path)
 
 
+@pytest.fixture(scope="session")
+def systems(submit, alice, bob):
+    """Each batch system of the inventory, at a site that has it, with a job that comes to its limit meanwhile."""
+    found = {}
+    for name, kind in SYSTEMS.items():
+        if nodes := GRID.names(f"batch_{name}"):
+            site = GRID.site(f"with {name}", lambda site, nodes=nodes: site.ce in nodes)
+            system = kind(host(site.ce), [node for node in site.workers if node in nodes][-1])
+            found[name] = system
+            prepare(system, submit, alice, bob)
+            system.word = rest()
+            script = f"GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /bin/sh -c 'trap \"\" TERM; sleep {system.word}'"
+            system.limited = queue(system, script, *system.over_in_a_minute())
+    yield found
+    for system in found.values():
+        if system.limited.running():
+            system.cancel(system.limited.number)
+        host(system.node).run("rm -rf %s", HERE)
+
+
+def prepare(system, submit, alice, bob):
+    """Choose a pilot account that nobody else uses on the worker; put the users' proxies where jobs' output is."""
+    worker = host(system.node)
+    gid = ok(worker, "getent group glpilot").split(":")[2]
+    accounts = (line.split(":") for line in ok(worker, "getent passwd").splitlines())
+    busy = {process.user for process in processes(worker)}
+    # The last one: pilots that come later are given the first ones.
+    system.pilot = [entry[0] for entry in accounts if entry[3] == gid and entry[0] not in busy][-1]
+    worker.run("rm -rf %s", HERE)
+    ok(worker, "install -d -m 0711 -o %s %s", system.pilot, HERE)
+    for who in (alice, bob):
+        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {who.voms}")
+        assert code == 0, said
+        proxy = ok(submit, "runuser --login %s --command %s", who.account, "cat /tmp/x509up_u$(id -u)")
+        write(worker, f"{HERE}/{who.account}.pem", proxy, system.pilot)
+
+
+def queue(system, script, *options):
+    """Queue a job of the pilot account's; in the script, ``glexec`` runs a command as alice's account."""
+    head = f"#!/bin/sh\nexport GLEXEC_CLIENT_CERT={HERE}/alice.pem PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
+    return system.submit(system.pilot, f"{head}{script}\n", *options)
+
+
 @pytest.fixture(scope="module", params=[name for name in SYSTEMS if GRID.names(f"batch_{name}")])
-def batch(request):
-    """A site with each batch system that the inventory has."""
-    group = f"batch_{request.param}"
-    site = GRID.site(f"with {request.param}", lambda site: site.ce in GRID.names(group))
-    node = [name for name in site.workers if name in GRID.names(group)][-1]
-    with downtime(GRID.node("factory")):  # pilots that wait for jobs would have the slots
-        until("no pilot is left", lambda: not [one for one in processes(host(node)) if "glidein_startup" in one.args],
-              120)  # fmt: skip
-        yield SYSTEMS[request.param](host(site.ce), node)
+def batch(request, systems):
+    """Each batch system, without pilots: those that wait for jobs would have its slots."""
+    system = systems[request.param]
+    worker = host(system.node)
+    with downtime(GRID.node("factory")):
+        with explained(*((system.server, why) for why in system.WHY), (worker, PROCESSES)):
+            until_none("no pilot is left", lambda: [one for one in processes(worker) if "glidein_startup" in one.args],
+                       300)  # fmt: skip
+        yield system
 
 
 @pytest.fixture(scope="module")
@@ -450,31 +499,17 @@ def worker(batch):
 
 
 @pytest.fixture(scope="module")
-def pilot(worker, submit, alice, bob):
-    """A pilot account that nobody else uses on the worker; the users' proxies and the jobs' output are in HERE."""
-    gid = ok(worker, "getent group glpilot").split(":")[2]
-    accounts = (line.split(":") for line in ok(worker, "getent passwd").splitlines())
-    busy = {process.user for process in processes(worker)}
-    account = next(entry[0] for entry in accounts if entry[3] == gid and entry[0] not in busy)
-    worker.run("rm -rf %s", HERE)
-    ok(worker, "install -d -m 0711 -o %s %s", account, HERE)
-    for who in (alice, bob):
-        code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {who.voms}")
-        assert code == 0, said
-        proxy = ok(submit, "runuser --login %s --command %s", who.account, "cat /tmp/x509up_u$(id -u)")
-        write(worker, f"{HERE}/{who.account}.pem", proxy, account)
-    yield account
-    worker.run("rm -rf %s", HERE)
+def pilot(batch):
+    return batch.pilot
 
 
 @pytest.fixture(scope="module")
-def run(batch, pilot):
+def run(batch):
     """Queue a job: ``run(script, *options)``; in the script, ``glexec`` runs a command as alice's account."""
     jobs = []
 
     def submitted(script, *options):
-        head = f"#!/bin/sh\nexport GLEXEC_CLIENT_CERT={HERE}/alice.pem PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"
-        jobs.append(batch.submit(pilot, f"{head}{script}\n", *options))
+        jobs.append(queue(batch, script, *options))
         return jobs[-1]
 
     yield submitted
@@ -483,31 +518,34 @@ def run(batch, pilot):
             batch.cancel(job.number)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def limited(batch, run):
-    """A job of bob's that will come to its wall-clock limit while the others are tried, and its payload's name."""
-    word = rest()
-    script = f"GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /bin/sh -c 'trap \"\" TERM; sleep {word}'"
-    return run(script, *batch.over_in_a_minute()), word
+@pytest.mark.stage(0)
+def test_jobs_that_will_come_to_their_limit_start(systems):
+    """First of all, as it takes more than a minute until G3 can be judged."""
+    for system in systems.values():
+        system.limited.payload(system.word)
 
 
+@pytest.mark.check("G1")
 @pytest.mark.parametrize(("ending", "code"), [("exit 0", 0), ("exit 1", 1), ("exit 42", 42), ("kill -KILL $$", 137)])
 def test_g1_exit_code_is_passed_on(run, ending, code):
     assert run(f"glexec /bin/sh -c '{ending}'").done() == (code, "")
 
 
+@pytest.mark.check("G2")
 def test_g2_deleted_job_leaves_nothing(batch, run, worker):
     main, daemon = rest(), rest()
     job = run(f"glexec /bin/sh -c 'trap \"\" TERM; setsid sleep {daemon} & sleep {main}'")
     account = job.payload(main).user
     job.payload(daemon)
     batch.cancel(job.number)
-    until("the payload is gone", lambda: not named(worker, main) + named(worker, daemon))
+    until_none("the payload is gone", lambda: named(worker, main) + named(worker, daemon))
     job.done()
     assert batch.state(job.number) == batch.CANCELLED
     assert not [process for process in processes(worker) if process.user == account]
 
 
+@pytest.mark.check("G4")
+@pytest.mark.check("D4.3")
 def test_g4_cpu_time_of_a_payload_and_its_orphan_is_in_the_batch_systems_sum(batch, run, worker, pilot):
     """Both compute for a while; the orphan is there when the job ends."""
     write(worker, f"{HERE}/burn", BURN, pilot, "0644")
@@ -523,6 +561,8 @@ def test_g4_cpu_time_of_a_payload_and_its_orphan_is_in_the_batch_systems_sum(bat
     assert told == pytest.approx(used, rel=0.05)
 
 
+@pytest.mark.check("G5")
+@pytest.mark.check("P7")
 def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):
     show = "ulimit -v; ulimit -n; cat /proc/self/cgroup"
     code, said = run(f"ulimit -v 3000000; ulimit -n 777; {show}; echo; glexec /bin/sh -c '{show}'").done()
@@ -534,6 +574,7 @@ def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):
         assert inside == outside or inside.startswith(f"{outside.rstrip('/')}/")
 
 
+@pytest.mark.check("G6")
 def test_g6_suspended_job_has_its_payload_stopped(batch, run):
     """Batch systems stop processes by a signal or by the freezer: what tells is that the payload says no more."""
     job = run("glexec /bin/sh -c 'while :; do echo; sleep 0.1; done'")
@@ -551,6 +592,7 @@ def test_g6_suspended_job_has_its_payload_stopped(batch, run):
     batch.cancel(job.number)
 
 
+@pytest.mark.check("G7")
 def test_g7_signal_reaches_the_payload(batch, run, worker):
     word = rest()
     heard = trap(batch.SIGNAL, "echo heard; exit 7")
@@ -573,6 +615,7 @@ def test_end_is_told_to_processes_below_the_jobs_first_one(batch, run):
         assert job.said() == "\nheard\ndone\n"
 
 
+@pytest.mark.check("G8")
 def test_g8_standard_streams_are_the_jobs(batch, run, worker, pilot):
     write(worker, f"{HERE}/in", "what is read\n", pilot)
     job = run("glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'", *batch.reading(f"{HERE}/in"))
@@ -580,6 +623,7 @@ def test_g8_standard_streams_are_the_jobs(batch, run, worker, pilot):
     assert job.said("err") == "what is wrong\n"
 
 
+@pytest.mark.check("G9")
 def test_g9_payload_has_a_scratch_directory_that_the_pilot_clears(run, worker, pilot):
     """The job's own is the pilot's: the payload gets one inside."""
     ok(worker, "install -d -m 0700 -o %s %s", pilot, f"{HERE}/scratch")
@@ -596,6 +640,8 @@ def test_g9_payload_has_a_scratch_directory_that_the_pilot_clears(run, worker, p
     assert account != pilot
 
 
+@pytest.mark.check("G10")
+@pytest.mark.check("D5.5")
 def test_g10_groups_by_which_a_batch_system_tracks_stay(run):
     """Groups of the job's that its account has not are the batch system's, and the payload's, too."""
     show = "id -G; id -G $(id -un)"
@@ -605,6 +651,7 @@ def test_g10_groups_by_which_a_batch_system_tracks_stay(run):
     assert payload - target == job - account
 
 
+@pytest.mark.check("G11")
 def test_g11_strays_are_gone_after_the_job(batch, run, worker, pilot):
     """The pilot's own, for which the batch system answers, and the payload's, for which glexec does."""
     own, left, background = rest(), rest(), rest()
@@ -618,12 +665,13 @@ def test_g11_strays_are_gone_after_the_job(batch, run, worker, pilot):
     assert owners[0] == pilot != owners[1], "control: they were there"
     write(worker, f"{HERE}/seen", "", pilot)
     assert job.done()[0] == 0
-    until("the strays are gone", lambda: not [p for word in (own, left, background) for p in named(worker, word)], 20)
+    until_none("the strays are gone", lambda: [p for word in (own, left, background) for p in named(worker, word)])
     if batch.told_after:
         told = until("the batch system's own word", lambda: batch.told_after(worker, job.number))
         assert (int(re.search(r"ended=(\d+)", told)[1]) >= 1) == batch.PROGRAM_ENDS_STRAYS
 
 
+@pytest.mark.check("G12")
 @pytest.mark.needs("told_after")
 def test_g12_what_the_batch_system_runs_after_a_job_runs_as_before(batch, run, worker, pilot):
     """Once, as root, and told of the pilot's account, which is the job's: glexec has changed none of it."""
@@ -634,6 +682,7 @@ def test_g12_what_the_batch_system_runs_after_a_job_runs_as_before(batch, run, w
         assert told == f"job={job.number} account={pilot} ended=0\n"
 
 
+@pytest.mark.check("G13")
 def test_g13_two_payloads_in_turn_have_two_accounts(run, pilot):
     code, said = run(f"glexec /usr/bin/id -un; GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /usr/bin/id -un").done()
     one, other = said.split()
@@ -651,6 +700,7 @@ def powerless(worker):
         ok(worker, "umount /usr/bin/sudo")
 
 
+@pytest.mark.check("G14")
 def test_g14_without_set_uid_bits_the_error_is_clear(run, worker):
     assert run("glexec /usr/bin/true").done()[0] == 0, "control"
     with powerless(worker):
@@ -659,6 +709,7 @@ def test_g14_without_set_uid_bits_the_error_is_clear(run, worker):
     assert "nosuid" in job.said("err")
 
 
+@pytest.mark.check("P7")
 @pytest.mark.needs("memory")
 def test_job_that_needs_more_memory_than_it_said_is_ended(batch, run):
     """Its payload's counts, which glexec gives another account."""
@@ -673,6 +724,7 @@ def test_job_that_needs_more_memory_than_it_said_is_ended(batch, run):
     assert beyond.said() != "0\n"
 
 
+@pytest.mark.check("D4.2")
 def test_record_of_a_payload_is_joined_with_its_batch_jobs(batch, run, worker, pilot):
     """By pilotbed-trace, on the worker and then where the batch system's records are."""
     job = run("glexec /usr/bin/id -un")
@@ -686,9 +738,10 @@ def test_record_of_a_payload_is_joined_with_its_batch_jobs(batch, run, worker, p
     assert (own["job"]["user"], own["job"]["state"], own["job"]["nodes"]) == (pilot, batch.COMPLETED, batch.node)
 
 
-def test_g3_wall_clock_limit_ends_the_payload(batch, limited, worker):
+@pytest.mark.check("G3")
+@pytest.mark.check("P7")
+def test_g3_wall_clock_limit_ends_the_payload(batch, worker):
     """Last, as it takes more than a minute."""
-    job, word = limited
-    job.done(150)
-    assert batch.state(job.number) == batch.TIMEOUT
-    until("its payload is gone", lambda: not named(worker, word))
+    batch.limited.done(150)
+    assert batch.state(batch.limited.number) == batch.TIMEOUT
+    until_none("its payload is gone", lambda: named(worker, batch.word))

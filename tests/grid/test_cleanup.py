@@ -86,6 +86,8 @@ def site(filtered_site, pilots):
     return filtered_site
 
 
+@pytest.mark.check("D5.3")
+@pytest.mark.check("D2.6")
 def test_daemons_end_with_their_payload(grid, jobs, alice, site):
     since = int(time.time())
     job = jobs.submit(alice, site, DAEMONS)
@@ -95,6 +97,8 @@ def test_daemons_end_with_their_payload(grid, jobs, alice, site):
     clean(grid.worker_of(ad), job.read("out").strip(), since, begin)
 
 
+@pytest.mark.check("D5.3", control=True)
+@pytest.mark.check("D3.5")
 def test_control_without_glexec_the_same_daemons_stay(grid, site, workers):
     worker, script = workers[site.workers[0]], "/run/pilotbed-test-daemons"
     write(worker, script, DAEMONS.replace(HOLD, "sleep 900.1"), mode="0755")
@@ -106,6 +110,7 @@ def test_control_without_glexec_the_same_daemons_stay(grid, site, workers):
         worker.run("pkill -KILL -u nobody -x sleep; rm -rf %s /run/tmp.*", script)
 
 
+@pytest.mark.check("D5.2")
 def test_removed_payload_that_ignores_sigterm_is_gone(jobs, bob, site):
     since = int(time.time())
     job = jobs.submit(bob, site, STUBBORN)
@@ -118,7 +123,7 @@ def test_removed_payload_that_ignores_sigterm_is_gone(jobs, bob, site):
     code, said = as_user(job.node, bob.account, f"condor_rm {job.id}")
     assert code == 0, said
     clean(worker, process.user, since, begin)
-    until("the schedd has forgotten it", lambda: job.status() == "removed", deadline=30)
+    until("the schedd has forgotten it", lambda: job.status() == "removed")
 
 
 WAYS = ("condor_vacate_job", "condor_vacate_job -fast", "kill -9 of its starter")
@@ -152,7 +157,7 @@ def driven_out(jobs, bob, site, pilots):
     held = {how: job.holds(site) for how, job in made.items()}
     with ThreadPoolExecutor() as pool:
         gone = dict(zip(WAYS, pool.map(lambda how: drive_out(made[how], *held[how], how), WAYS), strict=True))
-    until("the jobs run again", lambda: all(job.ad().get("NumJobStarts") == 2 for job in made.values()), 120)
+    until("the jobs run again", lambda: all(job.ad().get("NumJobStarts") == 2 for job in made.values()))
     again = [job.holds(site)[0] for job in made.values()]
     for job in made.values():
         job.remove()
@@ -162,6 +167,7 @@ def driven_out(jobs, bob, site, pilots):
     return gone
 
 
+@pytest.mark.check("D5.2")
 @pytest.mark.parametrize("how", WAYS)
 def test_payload_that_is_driven_out_is_gone_and_runs_again(driven_out, how):
     """It ignores SIGTERM: the pilot's own times hold (MachineMaxVacateTime, KILLING_TIMEOUT)."""

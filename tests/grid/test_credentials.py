@@ -10,7 +10,7 @@ import pki
 import pytest
 from pilotbed.x509 import chain, load_pem
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, explained, ok, running_proxies, until, write
+from pilotbed_suite.support import GRID, HOLD, as_user, explained, ok, playbook, running_proxies, until, write
 
 #: The proxy that the frontend sends to the factory.
 PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
@@ -160,6 +160,7 @@ def ce(request):
     return COMPUTING_ELEMENTS[group](name)
 
 
+@pytest.mark.check("P1")
 @pytest.mark.ce
 @pytest.mark.parametrize("who", ["plain proxy", "member without the role"])
 def test_a_ce_takes_pilots_only(ce, submit, carol, who):
@@ -174,6 +175,7 @@ def test_a_ce_takes_pilots_only(ce, submit, carol, who):
     as_user(submit, carol.account, f"rm -f {proxy}")
 
 
+@pytest.mark.check("P1", control=True)
 @pytest.mark.ce
 def test_the_same_request_by_a_pilot_is_taken(grid, ce):
     """The control: what refuses carol is her credential, not the request."""
@@ -199,6 +201,7 @@ def test_a_pilots_proxy_of_another_kind(grid, ce, tmp_path, kind, changed):
         frontend.run("rm -f %s", path)
 
 
+@pytest.mark.check("P1")
 @pytest.mark.ce
 def test_a_pilot_of_a_vo_that_the_site_does_not_know_is_not_taken(grid, ce):
     """What it knows of a VO's server is put aside for a moment; before and after is the control."""
@@ -216,6 +219,7 @@ def test_a_pilot_of_a_vo_that_the_site_does_not_know_is_not_taken(grid, ce):
     assert ce.takes(frontend, proxy)
 
 
+@pytest.mark.check("P1")
 @pytest.mark.ce
 def test_somebody_elses_certificate_behind_a_pilots_own_gives_nobodys_account(grid, submit, alice, ce):
     frontend, path = grid.node("frontend"), "/run/pilotbed-test-proxy.pem"
@@ -227,23 +231,42 @@ def test_somebody_elses_certificate_behind_a_pilots_own_gives_nobodys_account(gr
         frontend.run("rm -f %s", path)
 
 
+@pytest.mark.check("P8")
+@pytest.mark.ce
+def test_a_site_that_does_not_approve_takes_no_pilot(grid, ce):
+    """Said in its variables, and deployed; and taken back."""
+    frontend, deploy = grid.node("frontend"), ("sites", "--limit", ce.name, "--tags", "pool_accounts_configure")
+    assert ce.takes(frontend, PILOT_PROXY), "control"
+    playbook(*deploy, site_accepts_multi_user_pilots=False)
+    try:
+        until("it takes no pilot", lambda: not ce.takes(frontend, PILOT_PROXY))
+    finally:
+        playbook(*deploy)
+    until("it takes them again", lambda: ce.takes(frontend, PILOT_PROXY))
+
+
 @pytest.mark.ce
 def test_a_pilot_that_is_banned_is_not_taken_until_it_is_let_in(grid, ce):
     frontend = grid.node("frontend")
     dn = f"{GRID.variable('grid_dn_prefix')}/OU=Services/CN={GRID.variable('grid_vos')[0]['pilot_service']}"
     try:
         ok(ce.node, "pilotbed-ban dn -- %s", dn)
-        until("it is kept out", lambda: not ce.takes(frontend, PILOT_PROXY), 20)
+        until("it is kept out", lambda: not ce.takes(frontend, PILOT_PROXY))
     finally:
         ok(ce.node, "pilotbed-ban --lift dn -- %s", dn)
-    until("it is let in", lambda: ce.takes(frontend, PILOT_PROXY), 20)
+    until("it is let in", lambda: ce.takes(frontend, PILOT_PROXY))
 
 
+@pytest.mark.check("D2.4")
 @pytest.mark.ce
-def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, pilots):
-    """By the factory and every computing element to the batch job, and from there to the pilot's own daemons."""
-    for site in GRID.sites:
-        pilots(site)
+def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, jobs, alice):
+    """By the factory and every computing element to the batch job, and from there to the pilot's own daemons.
+
+    Each has a job meanwhile: one that nobody needs is removed after a while.
+    """
+    holding = [jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n") for site in GRID.sites]
+    for site, job in zip(GRID.sites, holding, strict=True):
+        job.holds(site)
     frontend, service = grid.node("frontend"), GRID.variable("grid_vos")[0]["pilot_service"]
 
     def renewed(site):
@@ -256,12 +279,15 @@ def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, pilots):
     ok(frontend, "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")
     for site in GRID.sites:
         until(f"every pilot of {site.name} has another proxy", lambda site=site: renewed(site), 180, every=3)
+    for job in holding:
+        job.remove()
 
 
+@pytest.mark.check("D2.4")
 def test_a_refreshed_proxy_is_delegated_to_the_running_job(jobs, alice, submit, hidden_site):
     job = jobs.submit(alice, hidden_site, WATCH)
     # "Running" comes before the proxy is delegated: one refreshed in between is the only one that the payload sees.
-    until("the payload executes", lambda: "\n001 (" in job.read("log"), 120)
+    until("the payload executes", lambda: "\n001 (" in job.read("log"))
     code, said = as_user(submit, alice.account, f"voms-proxy-init --quiet --voms {alice.voms}")
     assert code == 0, said
     assert job.done(120)["ExitCode"] == 0, "the payload never saw another proxy"

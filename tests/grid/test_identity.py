@@ -130,7 +130,7 @@ def attack(jobs, site, alice, bob, extra):
     assert processes_alive(worker, process.pid), "bob's payload has survived"
     pilot = ok(worker, "stat -c %%U %s", proxy).strip()
     prey.remove()
-    until("bob's payload is gone", lambda: not processes_alive(worker, process.pid), 30)
+    until("bob's payload is gone", lambda: not processes_alive(worker, process.pid))
     return Attack(json.loads(job.read("out")), job.read("loot"), proxy, process.pid, f"{sandbox}/secret", pilot)
 
 
@@ -197,22 +197,28 @@ def transferred(jobs, filtered_site, alice, attacked):
     return transfers(jobs, filtered_site, alice, GLEXEC, attacked.proxy)
 
 
+@pytest.mark.check("D3.1")
 def test_payload_has_not_the_pilots_account(attacked):
     assert attacked.report["account"] != attacked.pilot
 
 
+@pytest.mark.check("D3.2")
+@pytest.mark.check("P5")
 def test_payload_reads_neither_the_pilots_proxy_nor_anothers_files(attacked):
     assert len(attacked.report["files"]) > 3
     assert {path for path, (could, _) in attacked.report["files"].items() if could} == set()
     assert attacked.report["starter's environment"][0] is False
 
 
+@pytest.mark.check("D3.2")
+@pytest.mark.check("P5")
 def test_payload_signals_neither_starter_nor_another_payload(attacked):
     assert attacked.report["starter"] == [False, "Operation not permitted"]
     assert str(attacked.victim) in attacked.report["processes"]
     assert {pid for pid, (could, _) in attacked.report["processes"].items() if could} == set()
 
 
+@pytest.mark.check("D3.2")
 def test_payload_commands_none_of_the_pilots_daemons(attacked):
     commands = attacked.report["commands"]
     assert len(commands) == 6
@@ -220,10 +226,12 @@ def test_payload_commands_none_of_the_pilots_daemons(attacked):
     assert all("failed" in said.lower() for _, said in commands.values()), "they were reached, and refused"
 
 
+@pytest.mark.check("D3.2")
 def test_link_in_the_sandbox_does_not_carry_the_pilots_proxy_out(attacked):
     assert "PRIVATE KEY" not in attacked.loot
 
 
+@pytest.mark.check("D3.2")
 @pytest.mark.parametrize("what", TRANSFERS)
 def test_file_transfer_does_not_hand_out_the_pilots_proxy(transferred, what):
     end, loot = transferred[what]
@@ -284,6 +292,8 @@ def transferred_unprotected(jobs, filtered_site, alice, unprotected, attacked_un
     return transfers(jobs, filtered_site, alice, UNPROTECTED, attacked_unprotected.proxy)
 
 
+@pytest.mark.check("D3.5")
+@pytest.mark.check("D3.2", control=True)
 def test_control_without_glexec_the_payload_is_the_pilot(attacked_unprotected):
     report, found = attacked_unprotected.report, attacked_unprotected
     assert report["account"] == found.pilot
@@ -294,6 +304,8 @@ def test_control_without_glexec_the_payload_is_the_pilot(attacked_unprotected):
     assert "PRIVATE KEY" in found.loot, "a link to the pilot's proxy is followed"
 
 
+@pytest.mark.check("D3.5")
+@pytest.mark.check("D3.2", control=True)
 @pytest.mark.parametrize("what", TRANSFERS)
 def test_control_open_file_transfer_hands_out_the_pilots_proxy(transferred_unprotected, what):
     end, loot = transferred_unprotected[what]

@@ -40,7 +40,7 @@ def test_an_absurd_job_ends_no_frontend(jobs, alice, bob, hidden_site, restarts,
     ok(jobs.node, "condor_release %s", job.id)
     assert jobs.submit(bob, hidden_site).done()["ExitCode"] == 0
     assert restarts() == before
-    until("the frontend says that it leaves it out", lambda: job.id in str(state()["left_out"]), 30)
+    until("the frontend says that it leaves it out", lambda: job.id in str(state()["left_out"]))
     job.remove()
 
 

@@ -42,6 +42,8 @@ def test_vacated_payload_is_told_and_what_it_leaves_comes_with_the_job(jobs, bob
     assert job.read("out").strip() == process.user
 
 
+@pytest.mark.check("P9")
+@pytest.mark.check("P10")
 def test_pilot_whose_glexec_does_not_work_takes_no_jobs_and_says_why(site):
     worker = worker_with_a_pilot(site)
     with edited(worker, "/etc/glexec.conf", "chmod o+w $f"), HandPilot(worker, arguments(site)) as pilot:

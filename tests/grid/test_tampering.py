@@ -28,7 +28,7 @@ def staged(grid):
 
 def goes_on(pilot):
     """Wait until the pilot runs the victim."""
-    until(f"the pilot runs {VICTIM}", lambda: f"running {VICTIM}.sh" in pilot.said() or pilot.check(), 40)
+    until(f"the pilot runs {VICTIM}", lambda: f"running {VICTIM}.sh" in pilot.said() or pilot.check())
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def assert_refused(said, staged):
     assert "condor_startup" not in said
 
 
+@pytest.mark.check("D1.4")
 def test_changed_byte_in_the_stage_area(grid, cacheless, staged):
     pilot = HandPilot(worker_with_a_pilot(cacheless), arguments(cacheless))
     with edited(grid.node("factory"), staged, FLIP), pilot:
@@ -62,6 +63,7 @@ def test_changed_byte_in_the_stage_area(grid, cacheless, staged):
     assert re.search(r"<status>ERROR</status>.*<detail>\s*refused: ", said, re.DOTALL)
 
 
+@pytest.mark.check("D1.4", control=True)
 def test_with_the_byte_put_back_the_pilot_goes_on(cacheless):
     with HandPilot(worker_with_a_pilot(cacheless), arguments(cacheless)) as pilot:
         goes_on(pilot)
@@ -78,7 +80,7 @@ def object_(grid, cached, staged):
     def copies():
         return cache.run("grep -rlF %s /var/spool/squid/[0-9A-F]*", url).stdout.split()
 
-    return until("Squid has it on disk", copies, deadline=20)[0]
+    return until("Squid has it on disk", copies)[0]
 
 
 @pytest.fixture
@@ -97,6 +99,7 @@ def tampered(cached, object_):
         restart()
 
 
+@pytest.mark.check("D1.4")
 def test_changed_byte_in_the_caches_copy(grid, cached, staged, tampered):
     worker, name = worker_with_a_pilot(cached), staged.rpartition("/")[2]
     url = f"http://{grid.fqdn(grid.names('factory')[0])}/factory/stage/{name}"
@@ -107,6 +110,7 @@ def test_changed_byte_in_the_caches_copy(grid, cached, staged, tampered):
     assert_refused(said, staged)
 
 
+@pytest.mark.check("D1.4", control=True)
 def test_with_the_caches_byte_put_back_the_pilot_goes_on(cached, object_):
     with HandPilot(worker_with_a_pilot(cached), arguments(cached)) as pilot:
         goes_on(pilot)

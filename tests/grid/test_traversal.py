@@ -125,6 +125,7 @@ def test_claim_came_by_the_relays_address(released, relay, grid):
     assert ad["LastPublicClaimId"].startswith(f"<{address}:")
 
 
+@pytest.mark.check("D1.6")
 def test_users_proxy_gets_no_port(submit, relay, grid, alice):
     """The relay serves pilots; a member of the VO who is none is refused, and it says so on both sides."""
     before = json.loads(ok(relay, "pilotbed-relay status"))["refusals"].get("not_authorized", 0)
@@ -153,7 +154,7 @@ def test_claim_at_the_filtered_site_takes_a_reversed_connection(jobs, alice, cen
     pilots(filtered_site)
     before = reversed_connections()
     jobs.submit(alice, filtered_site).done()
-    until("the broker counts the claim", lambda: reversed_connections() > before, deadline=20)
+    until("the broker counts the claim", lambda: reversed_connections() > before)
 
 
 # -- the sites' edges ----------------------------------------------------------------------------------------------
@@ -176,6 +177,7 @@ def outsider(grid, site, submit):
         ok(submit, f"ip route del {route}")
 
 
+@pytest.mark.check("D1.6")
 @pytest.mark.edges
 def test_nothing_from_outside_connects_to_a_worker(grid, site, outsider, pilots):
     pilots(site)  # whose startd listens there

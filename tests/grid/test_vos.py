@@ -55,6 +55,7 @@ def of_pool(account, pool):
     return re.fullmatch(rf"{pool['prefix']}\d+", account)
 
 
+@pytest.mark.check("P2", control=True)
 def test_a_job_of_the_second_vo_runs_through_pilots_of_its_own(walked, other):
     _, _, trace = walked
     assert trace.exit_code == 0
@@ -75,6 +76,7 @@ def test_a_site_that_does_not_accept_a_vo_is_asked_for_no_pilot(jobs, dave, othe
     refused.remove()
 
 
+@pytest.mark.check("P2")
 def test_no_user_can_say_of_which_vo_a_job_is(jobs, alice, other, walked, shared_site):
     """A pilot of the second VO is there, idle; alice's job says that it is for it, at submission and afterwards."""
     said = f'+x509UserProxyVOName = "{other["name"]}"\nhold = true'
@@ -115,6 +117,7 @@ def call(jobs, alice, worker, vos):
     return run
 
 
+@pytest.mark.check("P2")
 def test_glexec_gives_a_vos_pilot_no_account_of_another_vo(call, vos, worker):
     own, other = call(vos[0]), call(vos[1])
     assert (own.rc, bool(of_pool(own.stdout.strip(), vos[0]["payload_accounts"]))) == (0, True), own.stderr
@@ -136,5 +139,4 @@ def test_pilots_of_both_vos_are_renewed_by_their_own_credential(vos):
                 rf"(fresh|renewed) name=\S+,{vo['pilot_service']},",
                 ok(factory, "journalctl -u pilotbed-renew --no-pager -o cat; systemctl start pilotbed-renew"),
             ),
-            60,
         )

@@ -49,6 +49,7 @@ def every(walked):
     return list(walked.values())
 
 
+@pytest.mark.check("D8.2")
 def test_every_site_is_reached_and_every_stage_was_seen(grid, submit, alice, bob, walked):
     for site in grid.sites:
         jobs = [(who, *walked[who.account, site]) for who in (alice, bob)]
@@ -69,6 +70,7 @@ def test_output_is_the_payloads(every):
         assert (ad["ExitCode"], job.read("err")) == (0, "")
 
 
+@pytest.mark.check("D3.1")
 def test_payload_has_the_users_account_not_the_pilots(grid, every):
     for job, ad, output in every:
         worker, pilot = grid.worker_of(ad), ad["MachineAttrGLIDEIN_Pilot_Account0"]
@@ -78,7 +80,6 @@ def test_payload_has_the_users_account_not_the_pilots(grid, every):
             f"glexec's record of {job.id}",
             lambda worker=worker, ad=ad: worker.run("journalctl -t glexec -o cat --no-pager | grep -F %s",
                                                     f'id="{ad["GlobalJobId"]}"').stdout,
-            deadline=10,
         )  # fmt: skip
         assert f'caller="{pilot}" target="{account(output)}" dn="{ad["x509userproxysubject"]}"' in line
         assert "exit=0" in line
@@ -97,6 +98,7 @@ def test_two_users_have_two_accounts(grid, walked, alice, bob):
         assert first != second
 
 
+@pytest.mark.check("D3.1")
 def test_same_user_has_the_same_account_again(jobs, alice, any_site, walked):
     again = jobs.submit(alice, any_site, SCRIPT)
     again.done()
@@ -116,6 +118,8 @@ def test_workers_of_a_site_share_its_leases(workers, walked):
             assert any(name in lease.lower() for lease in leases), leases
 
 
+@pytest.mark.check("D2.2")
+@pytest.mark.check("D2.3")
 def test_payloads_proxy_is_a_limited_delegation_with_its_own_key(submit, every):
     keys = set()
     for _, ad, output in every:
@@ -126,6 +130,7 @@ def test_payloads_proxy_is_a_limited_delegation_with_its_own_key(submit, every):
     assert len(keys) == len(every)
 
 
+@pytest.mark.check("D2.2")
 def test_pilots_proxy_was_delegated_by_the_factory(grid, every):
     factory = grid.node("factory")
     stored = ok(factory, "cat /var/lib/pilotbed/factory/credentials/*.pem | openssl x509 -noout -pubkey")

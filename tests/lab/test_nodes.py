@@ -82,7 +82,7 @@ def alive(lab: nodes.Lab) -> list[str]:
     return [name for name in lab.running() if run(lab, name, "systemctl is-system-running --wait").stdout.strip()]
 
 
-def wait(what: str, condition: object, seconds: float = 15) -> None:
+def wait(what: str, condition: object, seconds: float = 90) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -93,7 +93,9 @@ def wait(what: str, condition: object, seconds: float = 15) -> None:
 
 
 def test_nodes_boot_and_reach_each_other_and_share_a_directory(lab: nodes.Lab) -> None:
+    assert not lab.stands()
     assert sorted(lab.up()) == list(NAMES)
+    assert lab.stands()
     assert run(lab, NAMES[0], "systemctl is-system-running --wait").stdout.strip() == "running"
     assert run(lab, NAMES[0], "hostname -f").stdout.strip() == f"{NAMES[0]}.lab.test"
     assert run(lab, NAMES[0], KNOCK).stdout == "SSH"
@@ -139,6 +141,7 @@ def test_a_killed_node_boots_again_with_its_disk(lab: nodes.Lab, victim: str) ->
     os.kill(leader if victim == "init" else parent, signal.SIGKILL)
     if victim == "init":
         wait("the node is down", lambda: local.leader(NAMES[0], lab.state) is None)
+        assert not lab.stands()
         assert lab.up() == [NAMES[0]]
     else:
         lab.stop(kill=True)

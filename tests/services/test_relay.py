@@ -19,7 +19,21 @@ import pki
 import pytest
 from pilotbed.relay.protocol import Refused, Register, Registered, encode
 from pilotbed.x509 import make_proxy
-from relaybed import FRIEND, HOUR, PILOT, SOURCE, Bed, Scripted, Target, client_tls, drain, echo, eventually, stream
+from relaybed import (
+    FRIEND,
+    HOUR,
+    PATIENCE,
+    PILOT,
+    SOURCE,
+    Bed,
+    Scripted,
+    Target,
+    client_tls,
+    drain,
+    echo,
+    eventually,
+    stream,
+)
 
 ROLE = "/gridlab/Role=pilot"
 
@@ -149,7 +163,7 @@ def test_default_target_is_the_dedicated_port_itself(elsewhere):
     port = elsewhere.registered()["port"]
     with socket.create_server(("127.0.0.1", port)) as daemon:
         client = elsewhere.connect()
-        daemon.settimeout(10)
+        daemon.settimeout(PATIENCE)
         sock, _ = daemon.accept()
         with sock:
             client.sendall(b"to the daemon")
@@ -428,7 +442,7 @@ def test_token_expires_with_its_client(bed):
     began = time.monotonic()
     with pytest.raises(ConnectionResetError):
         client.recv(1)
-    assert 9 < time.monotonic() - began < 30
+    assert time.monotonic() - began > 9
     with pytest.raises(ConnectionResetError):
         stream(bed, token).recv(1)
     assert (bed.refused("stream_timeout"), bed.refused("bad_token")) == (1, 1)

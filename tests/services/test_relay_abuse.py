@@ -42,7 +42,7 @@ from pilotbed.relay.protocol import (
     preface,
 )
 from pilotbed.x509 import make_proxy
-from relaybed import HOUR, PILOT, Bed, Scripted, Target, client_tls, echo, eventually, stream
+from relaybed import HOUR, PATIENCE, PILOT, Bed, Scripted, Target, client_tls, echo, eventually, stream
 
 ROLE = "/gridlab/Role=pilot"
 RATE = 50_000_000  # bytes a second that the pump offers: half of a gigabit, with the machine far from busy
@@ -103,7 +103,7 @@ def traffic(bed):
         yield carried
 
 
-def goes_on(carried, attack, seconds=60):
+def goes_on(carried, attack, seconds=PATIENCE):
     """While four run the attack, which ends when its event is set: the relay carries what is offered in a second.
 
     How long it takes says who else computes here; what an attack gets of the relay: tests/unit/test_relay_throttle.py.
@@ -122,7 +122,7 @@ def goes_on(carried, attack, seconds=60):
 def test_traffic_that_does_not_go_on_is_seen(bed, traffic):
     """The control of the other tests: an attack that reaches the agent. What is on its way still arrives."""
     bed.agents[0].popen.send_signal(signal.SIGSTOP)
-    eventually(lambda: traffic() == (time.sleep(1), traffic())[1], 60)
+    eventually(lambda: traffic() == (time.sleep(1), traffic())[1])
     with pytest.raises(AssertionError, match="not in 2 s"):
         goes_on(traffic, threading.Event.wait, 2)
     bed.agents[0].popen.send_signal(signal.SIGCONT)
@@ -142,7 +142,7 @@ class Intruder:
         """Send bytes; return the code of the relay's refusal, if it came to that, when the relay has hung up."""
         with (
             contextlib.suppress(ssl.SSLError, ConnectionError),
-            socket.create_connection(self.address, 20) as plain,
+            socket.create_connection(self.address, PATIENCE) as plain,
             self.context.wrap_socket(plain, server_hostname="localhost") as sock,
         ):
             sock.sendall(wire)
@@ -155,7 +155,7 @@ class Intruder:
 def plain(address, wire=b""):
     """Without TLS: send bytes, wait for the end."""
     try:
-        with socket.create_connection(address, 20) as sock:
+        with socket.create_connection(address, PATIENCE) as sock:
             sock.sendall(wire)
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(65536):
@@ -227,7 +227,8 @@ def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, 
     with ThreadPoolExecutor(1) as pool:  # where the machine was busy, not each has had its turn
         rest = pool.submit(attack, stop)
         try:
-            eventually(lambda: len(made) >= len(attempts) and min(made.values()) >= 3, 120, evidence=lambda: str(made))
+            enough = lambda: len(made) >= len(attempts) and min(made.values()) >= 3  # noqa: E731
+            eventually(enough, 2 * PATIENCE, evidence=lambda: str(made))
         finally:
             stop.set()
         rest.result()
@@ -274,7 +275,7 @@ def test_traffic_goes_on_beside_a_flood_of_handshakes(bed, traffic):
                 stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
             stop.wait()
             # Who is reset may be noticed within the handshake, or after it.
-            eventually(lambda: bed.refused("lost") + bed.refused("tls") >= 16, 60, bed.relay.text)
+            eventually(lambda: bed.refused("lost") + bed.refused("tls") >= 16, evidence=bed.relay.text)
 
     goes_on(traffic, attack)
 
@@ -308,7 +309,7 @@ def test_replayed_tokens_reach_nobody(bed):
     bed.start_relay()
     agent = Scripted(bed, attributed(bed))
     lease = agent.register()
-    with socket.create_connection((lease.host, lease.port), 10) as client:
+    with socket.create_connection((lease.host, lease.port), PATIENCE) as client:
         token = bytes.fromhex(agent.receive().token)
         inner = stream(bed, token)
         inner.sendall(b"first")
@@ -357,9 +358,9 @@ def test_five_thousand_silent_connections_keep_nobody_out(bed, traffic, many_fil
                     worked += client.recv(7) == b"through"
         assert worked == 50
         assert limit * 0.9 < most - idle < limit + 100
-        eventually(lambda: traffic() > before + RATE, 60)
+        eventually(lambda: traffic() > before + RATE)
         eventually(lambda: bed.refused("overload") >= 5000 - limit)
-        eventually(lambda: bed.refused("overload") + bed.refused("timeout") == 5000, 15, bed.relay.text)
+        eventually(lambda: bed.refused("overload") + bed.refused("timeout") == 5000, evidence=bed.relay.text)
         assert descriptors(bed.relay) < idle + 100
     assert len(logged(bed, "timeout", "said nothing in time")) == bed.refused("timeout")
 
@@ -406,7 +407,7 @@ def test_any_bytes_get_a_refusal_that_the_protocol_knows(bed):
         """The code or the name of the first frame that comes back; "" if the relay hangs up, or waits for more."""
         with (
             contextlib.suppress(ConnectionError, ssl.SSLEOFError, TimeoutError),
-            socket.create_connection(pilot.address, 20) as plain,
+            socket.create_connection(pilot.address, PATIENCE) as plain,
             pilot.context.wrap_socket(plain, server_hostname="localhost") as sock,
         ):
             sock.sendall(wire)
@@ -421,7 +422,7 @@ def test_any_bytes_get_a_refusal_that_the_protocol_knows(bed):
             return frame.get("code", frame["frame"])
         return ""
 
-    told = [over_tls(wire, 20) for wire in wires]
+    told = [over_tls(wire, PATIENCE) for wire in wires]
     assert told == ["registered", "lease_unknown", "bad_certificate", "bad_certificate", "load"] + ["bad_frame"] * 12
     with ThreadPoolExecutor(8) as pool:
         told = collections.Counter(pool.map(over_tls, [mutated(chance, wires) for _ in range(400)]))

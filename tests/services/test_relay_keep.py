@@ -9,7 +9,7 @@ import time
 
 import pytest
 from pilotbed.relay.sockets import reset
-from relaybed import Manager, Target, drain, echo, eventually
+from relaybed import PATIENCE, Manager, Target, drain, echo, eventually
 
 BLOCK, BLOCKS = 1 << 20, 64  # bytes, and how many of them
 
@@ -175,7 +175,7 @@ def test_nothing_is_lost_or_repeated_when_killed_in_mid_transfer(kept):
     kept.start_agent(Target(swap))
     kept.registered()
     client = kept.connect()
-    client.settimeout(60)
+    client.settimeout(PATIENCE)
     sender = threading.Thread(target=send, args=(client, "client"))
     sender.start()
     is_kept(kept)  # until then each side has sent one block
@@ -187,9 +187,9 @@ def test_nothing_is_lost_or_repeated_when_killed_in_mid_transfer(kept):
         eventually(lambda before=before: kept.status()["bytes_inward"] > before or not reader.is_alive())
         kept.relay.end(signal.SIGKILL)
         kept.start_relay()
-    reader.join(60)
-    sender.join(60)
-    eventually(lambda: "nothing" not in wrong.get("client", "nothing"), 60, evidence=lambda: wrong)
+    reader.join(PATIENCE)
+    sender.join(PATIENCE)
+    eventually(lambda: "nothing" not in wrong.get("client", "nothing"), evidence=lambda: wrong)
     assert wrong == {"client": "", "daemon": ""}
 
 

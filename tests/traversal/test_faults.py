@@ -138,7 +138,7 @@ class Run:
     def __enter__(self) -> "Run":
         try:
             with self.job.explained():
-                until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot), 120)
+                until(f"{self.job.id} waits on {self.pilot.node}", partial(self.waits, self.pilot))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -215,11 +215,11 @@ def relay_is_killed(bed):
     pilot = bed.pilots["beta-wn1"]
     relay, before = host(pilot.relay), pilot.lease()
     with bed.run(pilot) as run:
-        until("systemd keeps the job's connection", lambda: pilot.lease()["streams_kept"], 30)
+        until("systemd keeps the job's connection", lambda: pilot.lease()["streams_kept"])
         pid = main_pid(relay)
         ok(relay, f"kill -9 {pid}")
         run.go_on()
-        until("the relay runs again", lambda: main_pid(relay) not in ("0", pid), 30)
+        until("the relay runs again", lambda: main_pid(relay) not in ("0", pid))
         ended = run.ends(90)
     assert (pilot.lease()["lease"], pilot.lease()["port"]) == (before["lease"], before["port"])
     return ended
@@ -297,7 +297,7 @@ def relay_has_no_ports_left(bed):
         command = "systemd-run --quiet --unit %s python3 -c %s %s %s"
         ok(relay, command, unit, OCCUPY, str(ports["first"]), str(ports["last"]))
         try:
-            until("every port is taken", lambda: relay.run("journalctl -o cat -u %s", unit).stdout.strip() != "", 15)
+            until("every port is taken", lambda: relay.run("journalctl -o cat -u %s", unit).stdout.strip() != "")
             assert "code=range_exhausted" in pilot.request_port()
             run.go_on()
             return run.ends(60)
@@ -318,7 +318,7 @@ def relay_has_no_descriptors_left(bed):
         try:
             ok(relay, f"systemd-run --quiet --unit %s python3 -c %s {control_port()}", unit, CROWD)
             said = "journalctl --unit pilotbed-relay --since -60s --grep accept_paused"
-            until("the relay has run out of descriptors", lambda: relay.run(said).rc == 0, 30)
+            until("the relay has run out of descriptors", lambda: relay.run(said).rc == 0)
             run.go_on()
             time.sleep(15)
         finally:
@@ -393,7 +393,7 @@ def bed(ways):
     for node in WORKERS:
         site = next(site for site in GRID.sites if node in site.workers)
         made = ways.pilot(f"faults-{node}", site, node, "relay")
-        slot = until(f"the pool knows the pilot on {node}", made.slots, 120)[0]
+        slot = until(f"the pool knows the pilot on {node}", made.slots)[0]
         relay = next(each for each in GRID.names("relay") if slot["GLIDEIN_Relay_Address"].startswith(GRID.fqdn(each)))
         pilots[node] = Pilot(made, site, node, relay)
     assert {pilot.relay for pilot in pilots.values()} == set(GRID.names("relay")), "the pilots share the relays out"

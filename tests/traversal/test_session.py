@@ -24,7 +24,7 @@ def pilot(ways):
     join_schedd(GRID.variable("submit_traversal", submit_of("NAT")))
     with frontend_stage(without_glexec) as options:
         made = ways.pilot("session", site, name, "relay", options)
-        until("the pool knows the pilot", made.slots, 120)
+        until("the pool knows the pilot", made.slots)
         yield made
 
 
@@ -58,8 +58,8 @@ def test_condor_tail_shows_what_the_job_writes(running, name):
 
 def test_removed_job_ends_on_the_worker(running, pilot):
     running.remove()
-    until("the payload has ended", lambda: running.hold not in [each.args for each in processes(pilot.worker)], 30)
-    until("no stream is left of it", lambda: running.status() == "removed", 30)
+    until("the payload has ended", lambda: running.hold not in [each.args for each in processes(pilot.worker)])
+    until("no stream is left of it", lambda: running.status() == "removed")
 
 
 def test_nothing_went_past_the_relay(running, pilot):

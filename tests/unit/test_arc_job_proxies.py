@@ -159,6 +159,34 @@ def test_what_is_wrong_with_a_job_is_said_once(arex: Arex, damage: str, capsys: 
     assert said.count("job-proxy-failed") == (0 if damage == "no directory" else 1), said
 
 
+@pytest.mark.parametrize("name", ["user.proxy", ".user.proxy.new"])
+def test_a_pipe_in_the_way_keeps_nobody_waiting(arex: Arex, name: str) -> None:
+    (arex.session / name).unlink(missing_ok=True)
+    os.mkfifo(arex.session / name)
+    os.chown(arex.session / name, arex.owner, arex.owner)
+    arex.proxy("second")
+    assert arex.look() == ("" if name == "user.proxy" else "second")
+
+
+def test_a_directory_that_does_not_answer_is_given_up_with_all_that_asked(
+    arex: Arex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job makes a pipe of it after it was looked at; the others come first then."""
+    trap = "user.proxy && mkfifo .trap && cat .trap"
+    monkeypatch.setattr(program, "REPLACE", program.REPLACE.replace("user.proxy", trap, 1))
+    monkeypatch.setattr(program, "DEADLINE", 1)
+    assert arex.look() == "first"
+    assert "does not answer within 1 s" in capsys.readouterr().err
+    left = subprocess.run(["pgrep", "-u", str(arex.owner), "-fx", "cat .trap"], capture_output=True, check=False)
+    assert left.stdout == b""
+    seen = []
+    monkeypatch.setattr(program, "running", lambda _control: [JOB, "another"])
+    monkeypatch.setattr(program, "described", lambda _control, job: seen.append(job) or {})
+    with pytest.raises(KeyError):
+        arex.look()
+    assert seen == ["another"]
+
+
 def test_a_job_is_forgotten_with_its_end(arex: Arex) -> None:
     arex.look()
     assert arex.known

@@ -278,6 +278,9 @@ def test_a_closed_entry_gets_nothing_new() -> None:
         (Removal.WAIT, 3, 9, 0, ["1001.0"]),
         (Removal.WAIT, 2, 9, 1, ["1001.0"]),
         (Removal.IDLE, 0, 0, 0, ["1001.0", "1001.1", "1002.0", "1002.1"]),
+        # Those that the CE has taken may be the three that are wanted.
+        (Removal.IDLE, 0, 3, 0, ["1001.0", "1001.1"]),
+        (Removal.IDLE, 0, 2, 0, ["1001.0", "1001.1", "1002.0"]),
         (Removal.ALL, 0, 0, 0, ["1001.0", "1001.1", "1002.0", "1002.1", "2.0", "5.0"]),
         (Removal.ALL, 0, 1, 0, ["1001.0", "1001.1", "1002.0", "1002.1", "5.0"]),
     ],

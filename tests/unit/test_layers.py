@@ -19,10 +19,11 @@ PARTS = {
     "pilotbed_suite": ("pilotbed",),
     "pilotbed_lab": ("pilotbed", "pilotbed_suite"),
     "pilotbed_bench": ("pilotbed", "pilotbed_suite", "pilotbed_lab"),
+    "pilotbed_training": ("pilotbed", "pilotbed_suite", "pilotbed_lab"),
 }
 #: The product's rooms from bottom to top; one imports from lower layers only.
 LAYERS = (
-    ("dn", "files", "lean", "settings"),
+    ("certificate", "dn", "files", "lean", "settings"),
     ("service",),
     ("batch", "lcmaps", "pool", "x509"),
     ("daemon", "gridtools", "protocol", "proxy"),

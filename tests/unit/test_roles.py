@@ -175,8 +175,8 @@ def test_no_other_file_names_a_flavour() -> None:
 
 
 def test_every_flavour_is_met_by_make_test() -> None:
-    """By the lab, the small grid, or a scenario that is a part of the suite."""
-    sources = [CHECKOUT / "inventory/lab/hosts.yml", CHECKOUT / "inventory/small/hosts.yml"]
+    """By the lab, the grid on three machines, or a scenario that is a part of the suite."""
+    sources = [CHECKOUT / "inventory/lab/hosts.yml", CHECKOUT / "inventory/mini/hosts.yml"]
     sources += [CHECKOUT / f"extensions/molecule/{name}/hosts.yml" for name in parts.scenarios()]
     met = {group for path in sources for group, members in read(path)["all"]["children"].items() if members["hosts"]}
     assert set(flavours()) <= met
@@ -202,10 +202,22 @@ def test_a_group_exports_under_its_own_name(path: Path) -> None:
     exports = read(path)
     own = (f"{path.stem}_", f"{flavours().get(path.stem, path.stem)}_")
     assert all(name.startswith(own) for name in exports)
-    for port in exports.get(f"{path.stem}_firewall", []):
-        assert set(port) == {"port", "proto", "from"}
-        assert port["from"] in {"any", "site"}
+    for port in exports.get(f"{path.stem}_sockets", []):
+        assert set(port) - {"optional"} == {"program", "port", "proto", "from", "protected"}
+        assert port["from"] in {"any", "grid", "site", "host", "nobody"}
     assert set(exports.get(f"{path.stem}_logs", {})) <= {"units", "files", "identifiers"}
+
+
+RESTARTED = sorted(path for path in CHECKOUT.glob("roles/*/*/etc/systemd/system/**/*")
+                   if path.is_file() and "\nRestart=" in path.read_text())  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RESTARTED, ids=lambda path: str(path.relative_to(CHECKOUT / "roles")))
+def test_a_unit_that_comes_back_never_gives_up(path: Path) -> None:
+    """Systemd does, after five starts in ten seconds: a daemon that lacked another at boot was gone for good."""
+    content = path.read_text()
+    seconds = re.search(r"(?m)^RestartSec=(\d+)$", content)
+    assert "\nStartLimitIntervalSec=0\n" in content or (seconds and int(seconds[1]) > 2)
 
 
 def test_every_service_says_where_its_logs_are() -> None:

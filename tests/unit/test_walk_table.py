@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
+from pilotbed_suite import GridError
+from pilotbed_suite import walk as module
 from pilotbed_suite.walk import STAGES, Trace, problems, table
 
 
@@ -97,3 +100,31 @@ def test_the_table_shows_what_nobody_saw_as_a_dash() -> None:
     bob.exit_code = None
     rows = {line.split("|")[0].strip(): line.split("|")[-1].strip() for line in table([alice, bob]).splitlines()}
     assert (rows["matched"], rows["exit code"]) == ("-", "-")
+
+
+def test_a_job_is_over_when_its_ad_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the queue it says "done" for a moment before it has all of it: a walk missed "registered" and "done"."""
+    whole = {"JobStatus": 4, "CompletionDate": 1, "LastRemoteHost": "slot1@pilot"}
+    seen = iter([{}, {"JobStatus": 2}, {"JobStatus": 4}, whole | {"CompletionDate": 0}, whole])
+    monkeypatch.setattr(module, "job_ad", lambda _node, _job: next(seen))
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    assert module.wait(cast(Any, None), {"alice": "1.0"}) == {"alice": whole}
+
+
+def test_a_node_that_does_not_run_is_said_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nodes:
+        stdout = "a line\n"
+
+        def run(self, _command: str) -> Nodes:
+            return self
+
+    def host(name: str) -> Nodes:
+        if name == "alpha-ce":
+            raise GridError("node alpha-ce does not run")
+        return Nodes()
+
+    monkeypatch.setattr(module, "host", host)
+    said = module.explain()
+    assert "/var/log/arc/arex.log" in said
+    assert "\nnode alpha-ce does not run\n" in said
+    assert said.count("\na line") >= 8

@@ -12,6 +12,9 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 #: Name of the lab that commands mean when nobody says another (the variable LAB).
 DEFAULT_LAB = "lab"
 
+#: By how much longer everybody waits for a grid on slow machines, as emulated ones are.
+PATIENCE = float(os.environ.get("PILOTBED_PATIENCE") or 1)
+
 
 class GridError(Exception):
     """Something the user can mend; the message names the value and the remedy."""

@@ -1,9 +1,8 @@
-"""``make test``: the parts of the whole test suite, side by side where they wait.
+"""``make test``: the parts of the whole test suite, side by side where they wait; ``make molecule``: all scenarios so.
 
-Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, the others compute, and
-leave the processors to the grid. Molecule's scenarios share a lab, too, and are in both lanes: no two of them run at a
-time. Each part writes to ``var/log/test-PART.log``; the end of it is shown when the part fails. A part that runs alone
-writes to the screen.
+Parts of one lane run one after the other: those on the grid share a lab and mostly wait for it, those of single sites
+wait for theirs, and the others compute, and leave the processors to them. Each part writes to
+``var/log/test-PART.log``; the end of it is shown when the part fails. A part that runs alone writes to the screen.
 """
 
 from __future__ import annotations
@@ -29,11 +28,13 @@ from . import CHECKOUT
 
 #: Lines of a failed part's log that are shown.
 SHOWN = 150
-#: Of what a failed test says at the very end: of a part's first one, and of each other; it may be all that is kept.
+#: Of what a failed test says at the very end: of a part's first one, twice (why, and the end of all of it), and of each
+#: other; it may be all that is kept.
 TOLD = (900, 160)
 #: Of the column of parts' names.
 WIDTH = 26
-#: Lanes whose parts leave the processors to the others, by so much (nice(1)).
+#: Lanes whose parts leave the processors to the others, by so much (nice(1)). A whole site does not belong there: its
+#: daemons, behind two other labs, miss their deadlines.
 NICE = {"host": 5}
 
 
@@ -47,7 +48,6 @@ class Part:
         commands: what is run, one after the other, until one fails; ``pytest`` among them is this Python's.
         sees: files and directories of the checkout that can make a difference to its outcome.
         environment: set for its commands.
-        alone: what only one part has at a time, in whichever lane.
     """
 
     name: str
@@ -55,7 +55,6 @@ class Part:
     commands: tuple[tuple[str, ...], ...]
     sees: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    alone: str = ""
 
     @property
     def log(self) -> Path:
@@ -95,27 +94,51 @@ def _tests(*places: str) -> tuple[str, ...]:
     return ("pytest", *places)
 
 
+#: On its own lab, which `mini` shares.
+_MINI = {"ANSIBLE_INVENTORY": "inventory/common,inventory/mini", "LAB": "mini"}
+#: Of the lessons, those that are tried in every run.
+_LESSONS = tuple(
+    f"tests/training/test_lessons.py::test_lesson[{name}]"
+    for name in ("02-proxy-anatomy", "03-expired-crl", "07-banned-user")
+)
 _UP, _DESTROY = ((sys.executable, "-m", "pilotbed_lab", command) for command in ("up", "destroy"))
 _LAB = ("lab", "suite", "pyproject.toml", "requirements.txt")
 _DEPLOYED = ("ansible.cfg", "inventory", "playbooks", "plugins", "roles", "services", "bootstrap")
-#: These need a site and no more: they are tried on the small grid.
+#: These need a site and no more: they are tried on the grid that fits a laptop.
 _ANY_SITE = tuple(f"tests/grid/test_{name}.py" for name in ("batch", "starter", "users"))
+#: Molecule's.
+SCENARIOS = CHECKOUT / "extensions/molecule"
 
 
 def scenarios() -> list[str]:
     """Return the names of molecule's scenarios that are parts of the suite."""
-    lines = (CHECKOUT / "extensions/molecule/make-test").read_text().splitlines()
+    lines = (SCENARIOS / "make-test").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _scenario(name: str, lane: str) -> Part:
-    """Return the part that runs one of molecule's scenarios."""
+    """Return the part that runs one of molecule's scenarios, in the lane's own lab."""
+    lab = f"molecule{lane}"
     part = Part(
         name, lane, ((str(Path(sys.executable).with_name("molecule")), "test", "--scenario-name", name),),
-        ("extensions", "galaxy.yml", "tests/grid", *_DEPLOYED, *_LAB), alone="molecule",
+        ("extensions", "galaxy.yml", "tests/grid", "tests/upgrade", *_DEPLOYED, *_LAB),
     )  # fmt: skip
-    # Molecule calls pytest by itself.
-    return replace(part, environment={"PYTEST_ADDOPTS": f"--junit-xml={part.report}"})
+    return replace(part, environment={
+        "PYTEST_ADDOPTS": f"--junit-xml={part.report}",  # molecule calls pytest by itself
+        "MOLECULE_LAB": lab, "MOLECULE_EPHEMERAL_DIRECTORY": str(CHECKOUT / "var/molecule" / lab),
+    })  # fmt: skip
+
+
+def every_scenario(lanes: int) -> list[Iterator[Part]]:
+    """Return so many lanes for molecule's scenarios: each goes on with the next one that no other has begun."""
+    found = {path.parent.name for path in SCENARIOS.glob("*/molecule.yml")} - {"default"}  # it makes the others' nodes
+    names = iter(sorted(found))
+
+    def lane(number: int) -> Iterator[Part]:
+        for name in names:
+            yield _scenario(name, str(number))
+
+    return [lane(number + 1) for number in range(lanes)]
 
 
 PARTS = (
@@ -127,14 +150,15 @@ PARTS = (
     ),
     Part("lab", "host", (_tests("tests/lab"),), ("roles", "tests/lab", *_LAB)),
     Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
+    *(_scenario(name, "site") for name in scenarios()),
     Part(
-        "small", "host", (_UP, _tests("tests/small", *_ANY_SITE), _DESTROY),
-        ("tests/small", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py", *_DEPLOYED, *_LAB),
-        {"ANSIBLE_INVENTORY": "inventory/common,inventory/small", "LAB": "small"},
+        "mini", "site", (_UP, _tests("tests/mini", *_ANY_SITE, *_LESSONS), _DESTROY),
+        (
+            "tests/mini", "tests/training", "training", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py",
+            *_DEPLOYED, *_LAB,
+        ),
+        _MINI,
     ),
-    # The first ones begin with the lane of the grid, the last ones end with the other, which is the shorter one then.
-    *(_scenario(name, "host") for name in scenarios()[1::2]),
-    *(_scenario(name, "grid") for name in scenarios()[::2]),
     Part(
         "grid", "grid", (_UP, _tests("tests/grid", *(f"--ignore={each}" for each in _ANY_SITE))),
         ("tests/grid", *_DEPLOYED, *_LAB),
@@ -143,6 +167,11 @@ PARTS = (
         "traversal", "grid", (_UP, _tests("tests/traversal")), ("tests/traversal", "docs", "bench", *_DEPLOYED, *_LAB),
         {"ANSIBLE_INVENTORY": "inventory/common,inventory/lab,inventory/traversal"},
     ),
+)
+
+#: Only when they are asked for.
+ON_DEMAND = (
+    Part("training", "host", (_UP, _tests("tests/training")), ("tests/training", "training", *_DEPLOYED, *_LAB), _MINI),
 )
 
 
@@ -167,14 +196,12 @@ class Runner:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._to_screen = False
-        self._alone: dict[str, threading.Lock] = {part.alone: threading.Lock() for part in PARTS if part.alone}
         self.outcomes: dict[str, Outcome] = {}
 
-    def run(self, parts: Sequence[Part]) -> None:
-        """Run ``parts``; their outcomes are in ``outcomes`` then."""
-        self._to_screen = len(parts) == 1
-        lanes = {part.lane: [other for other in parts if other.lane == part.lane] for part in parts}
-        threads = [threading.Thread(target=self._lane, args=(lane,)) for lane in lanes.values()]
+    def run(self, lanes: Iterable[Iterable[Part]], to_screen: bool = False) -> None:
+        """Run the parts of each lane one after the other; their outcomes are in ``outcomes`` then."""
+        self._to_screen = to_screen
+        threads = [threading.Thread(target=self._lane, args=(lane,)) for lane in lanes]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -191,10 +218,9 @@ class Runner:
 
     def _lane(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            with self._alone.get(part.alone, contextlib.nullcontext()):
-                if self._stopped:
-                    return
-                self._part(part)
+            if self._stopped:
+                return
+            self._part(part)
 
     def _part(self, part: Part) -> None:
         outcome = self.outcomes[part.name] = Outcome(part)
@@ -278,18 +304,27 @@ def _count(outcome: Outcome) -> None:
 
 
 def failures(report: Path, log: Path) -> list[str]:
-    """Return what failed in a part, one text a test; the end of its log where no test says so.
+    """Return what failed in a part, one text a reason; the end of its log where no test says so.
 
     Args:
         report: pytest's, which need not be there.
         log: what the part wrote.
     """
-    told: list[str] = []
+    reasons: dict[str, list[str]] = {}
+    first = ""
     cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()  # noqa: S314 (our own)
     for case in cases:
         for what in (*case.iter("failure"), *case.iter("error")):
             name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-            told.append(f"{name}: {what.get('message', '')[: TOLD[bool(told)]]}")
+            reasons.setdefault(what.get("message", ""), []).append(name)
+            first = first or (what.text or "").strip()
+    told: list[str] = []
+    for reason, (name, *others) in reasons.items():
+        # Tests that share a fixture fail with it, all of them.
+        more = f" (and {len(others)} more, with the same words)" if others else ""
+        told.append(f"{name}{more}: {reason[: TOLD[bool(told)]]}")
+    if first:  # what a test asks when it fails comes last
+        told[0] += f"\n{first[-TOLD[0] :]}"
     if not told and log.exists():
         told.append(log.read_text(errors="replace").strip()[-TOLD[0] :])
     return told
@@ -319,17 +354,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; return 0 only if all of them passed."""
     parser = argparse.ArgumentParser(prog="pilotbed_suite.parts", description=__doc__)
     names = [part.name for part in PARTS]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; default: all")
+    further = [part.name for part in ON_DEMAND]
+    known = ", ".join([*names, *further])
+    told = f"of {known}; default: all but {', '.join(further)}"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=told)
     parser.add_argument("--changed", action="store_true", help="skip parts that passed and see no change since")
+    parser.add_argument("--scenarios", type=int, metavar="N", help="instead: every scenario of molecule, N at a time")
     arguments = parser.parse_args(argv)
-    if unknown := [name for name in arguments.parts if name not in names]:
-        parser.error(f"there is no part {unknown[0]}; there is {', '.join(names)}")
-    chosen = [part for part in PARTS if part.name in (arguments.parts or names)]
+    if unknown := [name for name in arguments.parts if name not in [*names, *further]]:
+        parser.error(f"there is no part {unknown[0]}; there is {known}")
+    if arguments.scenarios is not None and arguments.scenarios < 1:
+        parser.error(f"{arguments.scenarios} scenarios at a time are none: 1 or more")
+    chosen = [part for part in (*PARTS, *ON_DEMAND) if part.name in (arguments.parts or names)]
+    lanes: Sequence[Iterable[Part]] = (
+        every_scenario(arguments.scenarios) if arguments.scenarios
+        else [[part for part in chosen if part.lane == lane] for lane in dict.fromkeys(one.lane for one in chosen)]
+    )  # fmt: skip
     runner = Runner(arguments.changed)
     begun = time.monotonic()
     with _told_to_stop(runner):
-        runner.run(chosen)
-    outcomes = [runner.outcomes[part.name] for part in chosen]
+        runner.run(lanes, len(chosen) == 1)
+    outcomes = list(runner.outcomes.values())
     broken = [one.part.name for one in outcomes if one.verdict == "FAILED"]
     if len(chosen) == 1:
         return 1 if broken else 0

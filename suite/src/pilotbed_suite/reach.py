@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,17 @@ from testinfra.backend import paramiko as paramiko_backend
 from testinfra.host import Host
 
 from . import inventory, local
+
+#: Called with each command that was run: node, text, what came of it (testinfra's result), seconds.
+witnesses: list[Callable[[str, str, Any, float], None]] = []
+
+
+def _witnessed(node: str, text: str, run: Callable[[], Any]) -> Any:
+    begun = time.monotonic()
+    result = run()
+    for witness in witnesses:
+        witness(node, text, result, time.monotonic() - begun)
+    return result
 
 
 class NsenterBackend(base.BaseBackend):  # type: ignore[misc]
@@ -29,13 +42,18 @@ class NsenterBackend(base.BaseBackend):  # type: ignore[misc]
         """Run a shell command on the node; see testinfra."""
         text = self.get_command(command, *args)
         entered = local.enter(self.name, "/bin/sh", "-c", text)
-        return self.run_local(" ".join(["%s"] * len(entered)), *entered)
+        return _witnessed(self.name, text, lambda: self.run_local(" ".join(["%s"] * len(entered)), *entered))
 
 
 class SshBackend(paramiko_backend.ParamikoBackend):  # type: ignore[misc]
     """testinfra's paramiko backend, but a host with an unknown key is refused where theirs only warns."""
 
     NAME = "paramiko"
+
+    def run(self, command: str, *args: str, **kwargs: Any) -> Any:
+        """Run a shell command on the host; see testinfra."""
+        text = self.get_command(command, *args)
+        return _witnessed(self.host.name, text, lambda: super(SshBackend, self).run(command, *args, **kwargs))
 
     def _load_ssh_config(
         self, client: paramiko.SSHClient, cfg: dict[str, Any], ssh_config: paramiko.SSHConfig, *args: Any

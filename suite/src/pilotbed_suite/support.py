@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -21,20 +23,33 @@ import pytest
 from pilotbed.glidein.arguments import encode
 from testinfra.host import Host
 
-from . import inventory, walk
+from . import CHECKOUT, PATIENCE, ansible, ansible_environment, inventory, walk
 from .reach import host, service
 
 Found = TypeVar("Found")
 
 
-def until(what: str, look: Callable[[], Found], deadline: float = 60, every: float = 0.3) -> Found:
-    """Return the first true value of ``look``; fail when ``deadline`` (seconds) passes without one."""
+def _poll(
+    what: str, look: Callable[[], Found], wanted: Callable[[Found], bool], told: Callable[[Found], str],
+    deadline: float, every: float,
+) -> Found:  # fmt: skip
+    deadline *= PATIENCE
     end = time.monotonic() + deadline
-    while not (found := look()):
+    while not wanted(found := look()):
         if time.monotonic() > end:
-            pytest.fail(f"not within {deadline:.0f} s: {what}; last seen: {found!r}")
+            pytest.fail(f"not within {deadline:.0f} s: {what}; {told(found)}")
         time.sleep(every)
     return found
+
+
+def until(what: str, look: Callable[[], Found], deadline: float = 180, every: float = 0.3) -> Found:
+    """Return the first true value of ``look``; fail when ``deadline`` (seconds) passes without one."""
+    return _poll(what, look, bool, lambda found: f"last seen: {found!r}", deadline, every)
+
+
+def until_none(what: str, look: Callable[[], Found], deadline: float = 180, every: float = 0.3) -> None:
+    """Wait until ``look`` finds nothing; fail with what is left when ``deadline`` (seconds) passes."""
+    _poll(what, look, lambda left: not left, lambda left: f"left: {str(left)[:600]}", deadline, every)
 
 
 @contextmanager
@@ -158,6 +173,23 @@ def as_user(node: Host, account: str, command: str) -> tuple[int, str]:
     return done.rc, str(done.stdout)
 
 
+def playbook(name: str, *arguments: str, **variables: Any) -> str:
+    """Run a playbook of the project against this grid; return what it printed.
+
+    Args:
+        name: without ``.yml``.
+        arguments: of ansible-playbook.
+        variables: extra ones.
+    """
+    given = [word for key, value in variables.items() for word in ("--extra-vars", json.dumps({key: value}))]
+    done = subprocess.run(
+        [ansible("ansible-playbook"), f"playbooks/{name}.yml", *arguments, *given], cwd=CHECKOUT,
+        env=ansible_environment(PILOTBED_LOG=os.devnull), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def write(node: Host, path: str, content: str, owner: str = "root", mode: str = "0600") -> None:
     """Write a file on a node."""
     ok(
@@ -259,7 +291,7 @@ class Job:
             (self.node, f"runuser --login {self.owner} --command 'cat {self.name}.log'"),
         )
 
-    def holds(self, site: Site, deadline: float = 120) -> tuple[Host, Process]:
+    def holds(self, site: Site, deadline: float = 180) -> tuple[Host, Process]:
         """Wait until the payload has come to HOLD; return the worker and the process there."""
 
         def look() -> tuple[Host, Process] | None:
@@ -427,12 +459,7 @@ class HandPilot:
                 self.check()
             return told
 
-        said = until(
-            "the pilot has a name",
-            named_or_dead,
-            30,
-        )
-        return str(said).split()[1]
+        return until("the pilot has a name", named_or_dead).split()[1]
 
     def slots(self) -> list[dict[str, Any]]:
         """Return its partitionable slots as the pool knows them; it remembers those of dead pilots, too."""
@@ -448,7 +475,7 @@ class HandPilot:
 
     def refusal(self) -> str:
         """Return what the pilot says when it has ended its attempt."""
-        until("the pilot refuses", lambda: "with code 1 after" in self.said(), 40)
+        until("the pilot refuses", lambda: "with code 1 after" in self.said())
         return self.said()
 
     def said(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from testinfra.host import Host
 
-from . import CHECKOUT, GridError, inventory, record
+from . import CHECKOUT, PATIENCE, GridError, inventory, record
 from .reach import host, service
 
 #: Seconds from submission until the walk is given up.
@@ -229,6 +229,8 @@ def job_ad(node: Host, job: str) -> dict[str, Any]:
 
 
 STATUS = {1: "idle", 2: "running", 3: "removed", 4: "done", 5: "held", 6: "transferring output", 7: "suspended"}
+#: What the ad of a job that is done gets when it leaves the queue: until then it may say "done" without them.
+LAST = ("CompletionDate", "LastRemoteHost")
 
 
 def wait(node: Host, jobs: Mapping[str, str], deadline: float = DEADLINE) -> dict[str, dict[str, Any]]:
@@ -237,6 +239,7 @@ def wait(node: Host, jobs: Mapping[str, str], deadline: float = DEADLINE) -> dic
     Raises:
         GridError: a job is held, or the deadline passed; the message ends with what explains it.
     """
+    deadline *= PATIENCE
     begin = time.monotonic()
     said = ""
     while True:
@@ -250,7 +253,7 @@ def wait(node: Host, jobs: Mapping[str, str], deadline: float = DEADLINE) -> dic
         elif line != said:
             print(f"  {line} after {waited:.0f} s", flush=True)
         said = line
-        if all(state == "done" for state in states.values()):
+        if all(states[user] == "done" and all(map(ad.get, LAST)) for user, ad in ads.items()):
             if sys.stdout.isatty():
                 sys.stdout.write("\r\033[K")
             return ads
@@ -265,18 +268,32 @@ def wait(node: Host, jobs: Mapping[str, str], deadline: float = DEADLINE) -> dic
 
 
 def explain() -> str:
-    """Return what the services say of a job that does not run: the last lines of those on its way."""
-    asked = (
-        ("frontend", "journalctl --unit 'pilotbed-frontend@*' --lines 12 --no-pager --output cat"),
-        ("factory", "journalctl --unit pilotbed-factory --lines 12 --no-pager --output cat"),
-        ("factory", "pilotbed-factory-pool condor_q -nobatch -af:j GlideinEntryName JobStatus HoldReason"),
-        ("central_manager", "condor_status -af Name State Activity GLIDEIN_Site"),
-        ("relay", "journalctl --unit pilotbed-relay --lines 8 --no-pager --output cat"),
-        ("submit", "tail -n 15 /var/log/condor/SchedLog"),
-    )
-    return "\n".join(
-        f"--- {group}: {command}\n{service(group).run(command).stdout.rstrip()[-3000:]}" for group, command in asked
-    )
+    """Return what is said of a job that does not run: the last lines of the services on its way, and of each site."""
+    queue = "pilotbed-factory-pool condor_q -nobatch -af:j GlideinEntryName JobStatus GridJobId HoldReason"
+    known = inventory.load()
+    asked = [
+        (known.first(group), command) for group, command in (
+            ("frontend", "journalctl --unit 'pilotbed-frontend@*' --lines 12 --no-pager --output cat"),
+            ("factory", "journalctl --unit pilotbed-factory --lines 12 --no-pager --output cat"),
+            ("factory", queue),
+            ("factory", "tail -n 20 /var/log/condor-factory/GridmanagerLog.*"),
+            ("central_manager", "condor_status -af Name State Activity GLIDEIN_Site"),
+            ("relay", "journalctl --unit pilotbed-relay --lines 8 --no-pager --output cat"),
+            ("submit", "tail -n 15 /var/log/condor/SchedLog"),
+        )
+    ]  # fmt: skip
+    for element in known.names("computing_element"):
+        flavours = (known.variable(f"{kind}_flavour", element) for kind in ("batch_system", "computing_element"))
+        logs = [known.variable(f"{flavour}_logs", element) or {} for flavour in flavours]
+        asked.append((element, "tail -n 8 " + " ".join(path for one in logs for path in one.get("files", ()))))
+
+    def told(name: str, command: str) -> str:
+        try:
+            return str(host(name).run(command).stdout).rstrip()[-3000:]
+        except GridError as error:
+            return str(error)
+
+    return "\n".join(f"--- {name}: {command}\n{told(name, command)}" for name, command in asked)
 
 
 def trace(node: Host, walker: Walker, job: str, ad: Mapping[str, Any], name: str) -> Trace:

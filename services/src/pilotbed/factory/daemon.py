@@ -18,11 +18,13 @@ from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, answer_ad
 from pilotbed.protocol.crypto import FactoryKey
 from pilotbed.protocol.manifest import Stage, parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
-from pilotbed.service import event, first_line, read_file
+from pilotbed.service import event, read_file
 
+from . import downtime
 from .config import PARAMETERS, Config, Entry
 from .credentials import Store
 from .decisions import Decision, Patience, Pilot, manage, tend
+from .downtime import Downtime
 from .renewals import Renewals
 from .states import State
 from .submission import Submission
@@ -52,15 +54,9 @@ class Factory(Daemon):
 
     # -- reading
 
-    def downtimes(self) -> dict[str, str]:
-        """Return the reason by name: a file ``downtime/NAME`` is a downtime, its first line the reason.
-
-        NAME is an entry, ``SECURITYNAME:CLASS`` or ``ALL``. Other files there, such as an editor's, mean nothing.
-        """
-        config = self.config
-        directory = config.directory / "downtime"
-        classes = {f"{name}:{one}" for name, frontend in config.frontends.items() for one in frontend.classes}
-        known = {"ALL", *config.entries, *classes}
+    def downtimes(self) -> dict[str, Downtime]:
+        """Return the downtimes that hold now, by name. Other files there, such as an editor's, mean nothing."""
+        directory, known, now = self.config.directory / "downtime", downtime.names(self.config), time.time()
         found = {}
         try:
             names = sorted(os.listdir(directory))  # noqa: PTH208  # Path.glob hides that it may not look
@@ -68,12 +64,18 @@ class Factory(Daemon):
             return {}
         except OSError as error:
             # Rather no pilots than pilots into a site that is being worked on.
-            return {"ALL": f"downtimes cannot be read: {directory}: {error.strerror}"}
+            return {"ALL": Downtime(f"downtimes cannot be read: {directory}: {error.strerror}")}
         for name in names:
-            if name in known:
-                found[name] = first_line(directory / name)
-            else:
+            if name not in known:
                 self.leave_out("downtimes", name, f"no entry, no SECURITYNAME:CLASS and not ALL, in {directory}")
+                continue
+            notes: list[str] = []
+            one = downtime.read(directory / name, notes)
+            self.odd("downtimes", name, notes)
+            if one.over(now):
+                self.say(f"downtime {name}", "downtime-over", name=name, until=one.until)
+            else:
+                found[name] = one
         return found
 
     def stage(self) -> Stage:
@@ -142,13 +144,13 @@ class Factory(Daemon):
             self.say(f"credential {name} {source}", "credential-kept", name=name.filename, offered_by=source,
                      why=why_not)  # fmt: skip
 
-    def take_requests(self, ads: Sequence[Mapping[str, Value]], downtimes: Mapping[str, str]) -> list[Trusted]:
+    def take_requests(self, ads: Sequence[Mapping[str, Value]], downtimes: Mapping[str, Downtime]) -> list[Trusted]:
         """Return the requests that pass all checks."""
-        found = []
+        found, reasons = [], {name: one.reason for name, one in downtimes.items()}
         for ad in sorted(ads, key=lambda ad: str(ad.get("Name", ""))):
             with self.apart(f"request {ad.get('Name')}"):
                 try:
-                    found.append(check_request(ad, self.rules, self.proxies, downtimes))
+                    found.append(check_request(ad, self.rules, self.proxies, reasons))
                 except Refusal as refusal:
                     self.refuse(ad, refusal)
                 else:
@@ -242,6 +244,13 @@ class Factory(Daemon):
             schedd.remove(care.remove, "pilotbed-factory: held for good, or stale")
             schedd.remove(care.force, "pilotbed-factory: held too often", forced=True)
 
+    def clear(self, schedd: Schedd, pilots: Sequence[Pilot], downtimes: Mapping[str, Downtime]) -> None:
+        """Remove the pilots that a downtime is to have none of: all at once, there may be a reason to hurry."""
+        leaving = downtime.leaving(pilots, downtimes)
+        for pilot in leaving:
+            _log.info(event("downtime-removes", pilot=pilot.job, entry=pilot.entry, state=pilot.state.value))
+        schedd.remove([pilot.job for pilot in leaving], "pilotbed-factory: downtime")
+
     def renew(self, pilots: Sequence[Pilot]) -> None:
         """Have newer proxies brought to pilots where HTCondor does not, and tell of those that do not get theirs."""
         self.renewals.turn(pilots, self.proxies, self.store.path)
@@ -250,7 +259,7 @@ class Factory(Daemon):
 
     # -- telling
 
-    def advertise(self, decisions: Sequence[Decision], downtimes: Mapping[str, str], acted: bool) -> None:
+    def advertise(self, decisions: Sequence[Decision], downtimes: Mapping[str, Downtime], acted: bool) -> None:
         """Send the factory's key, its entries (sometimes) and its answers."""
         config, key = self.config, self.rules.key
         common: dict[str, Value] = {"DaemonStartTime": self.started}
@@ -342,7 +351,7 @@ class Factory(Daemon):
                 "idle": sum(pilot.state.idle for pilot in here),
                 "running": sum(pilot.state is State.RUNNING for pilot in here),
                 "held": sum(pilot.state is State.HELD for pilot in here),
-                "downtime": downtimes.get(name, downtimes.get("ALL", "")),
+                "downtime": next((downtimes[one].reason for one in (name, "ALL") if one in downtimes), ""),
                 "requests": 0, "requested_idle": 0, "requested_max": 0, "why": "no request",
             }  # fmt: skip
         now = time.time()
@@ -353,6 +362,8 @@ class Factory(Daemon):
             with self.apart(f"decision {decision.trusted.request.name}"):
                 acted.append(self.carry_out(schedd, decision, stage))
         self.look_after(schedd, pilots)
+        with self.apart("downtimes"):
+            self.clear(schedd, pilots, downtimes)
         with self.apart("renewals"):
             self.renew(pilots)
         self.advertise(decisions, downtimes, any(acted))

@@ -251,7 +251,12 @@ def _excess(trusted: Trusted, mine: Sequence[Pilot], idle: int, running: int, mo
     request = trusted.request
     ranks = {state: rank for rank, state in enumerate(_REMOVABLE[request.removal])}
     waiting = sorted((pilot for pilot in mine if pilot.state in ranks), key=lambda p: (ranks[p.state], -p.since))
-    gone = waiting[: max(idle - request.idle - request.margin, 0)]
+    excess = max(idle - request.idle - request.margin, 0)
+    gone = [pilot for pilot in waiting if pilot.state is State.UNSUBMITTED][:excess]
+    # What a CE has taken may run already, with a user's job in it, and the CE have told nothing yet (ARC did not for a
+    # minute, after a "500"): so many as the frontend has work for stay.
+    taken = [pilot for pilot in waiting if pilot.state is not State.UNSUBMITTED]
+    gone += taken[: min(excess - len(gone), max(idle + running - len(gone) - request.maximum, 0))]
     if request.removal is Removal.ALL:
         active = sorted((pilot for pilot in mine if pilot.state is State.RUNNING), key=lambda p: -p.since)
         gone += active[: max(running - request.maximum - request.margin, 0)]

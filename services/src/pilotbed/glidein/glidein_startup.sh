@@ -332,11 +332,14 @@ open_area() {
 # run AREA SCRIPT: with the pilot's configuration; its exit code decides
 run() {
     local status
+    [[ -z $stopped ]] || fail "stopped by signal $stopped before ${2##*/}"
     last_script=${2##*/}
     rm -f "$work_dir/otrb_output.xml"
     say "running $last_script ($1)"
     "$2" "$glidein_config" "$1" </dev/null &
     child=$!
+    # One that came until now had nobody to go on to.
+    [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null
     # A trapped signal ends wait early with a code above 128; the script then has its own signal to end by.
     while wait "$child" 2>/dev/null; status=$?; [[ $status -gt 128 ]] && kill -0 "$child" 2>/dev/null; do :; done
     child=

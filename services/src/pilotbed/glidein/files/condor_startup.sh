@@ -264,7 +264,8 @@ master='' stopped=''
 on_signal() {
     stopped=yes
     warn "stopping HTCondor"
-    [[ -n $master ]] && kill -QUIT "$master"
+    # Below a script's & it is ignored until the master has a handler of its own: one is lost that comes before.
+    [[ -z $master ]] || while kill -QUIT "$master" && sleep 2; do :; done 2>/dev/null &
 }
 trap on_signal TERM INT HUP
 
@@ -272,6 +273,7 @@ for variable in ${!_CONDOR_@}; do unset "$variable"; done
 # The libraries are for HTCondor's programs only; sudo drops the variable, a payload's environment is made anew.
 env -u X509_USER_PROXY CONDOR_CONFIG="$config" LD_LIBRARY_PATH="$condor/lib" "$condor/sbin/condor_master" -f &
 master=$!
+[[ -z $stopped ]] || on_signal
 agent=$(gconfig_get RELAY_AGENT_PID)
 
 # The collectors as /proc/net/tcp writes them: ADDRESS:PORT in hexadecimal, the address in the host's byte order.
