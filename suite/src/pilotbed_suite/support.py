@@ -343,8 +343,9 @@ class Jobs:
             f"printf %s {shlex.quote(described)} > {name}.sub",
             f"condor_submit -terse {name}.sub",
         ]
-        code, said = as_user(self.node, owner.account, " && ".join(steps))
-        assert code == 0, f"{owner.account} cannot submit: {said}"
+        with explained((self.node, "tail -n 40 /var/log/condor/SchedLog; uptime; df -h /var/lib/condor /tmp")):
+            code, said = as_user(self.node, owner.account, " && ".join(steps))
+            assert code == 0, f"{owner.account} cannot submit: {said}"
         job = replace(job, id=said.split()[-1])
         self.submitted.append(job)
         return job
