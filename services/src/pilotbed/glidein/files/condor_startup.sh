@@ -158,6 +158,9 @@ SEC_CLIENT_INTEGRITY = REQUIRED
 SEC_CLIENT_ENCRYPTION = REQUIRED
 SEC_DEFAULT_AUTHENTICATION_METHODS = SSL, FS
 SEC_CLIENT_AUTHENTICATION_METHODS = SSL, FS
+# As the pool's: who stands still for 20 s is not sent away.
+SEC_DEFAULT_AUTHENTICATION_TIMEOUT = 120
+SEC_CLIENT_AUTHENTICATION_TIMEOUT = 120
 # The negotiator brings shadow and starter together: the schedd needs no way to authenticate to the pilot.
 SEC_ENABLE_MATCH_PASSWORD_AUTHENTICATION = true
 # Pilot and collector on one address would else be taken for one family ("attempt to open invalid session family").
