@@ -102,14 +102,14 @@ traversal: ## every way through the firewalls, and faults on them (boots the nod
 certify: ready ## the checks of the certificate against the running grid (CHECKS=Q3 or an id: a part): docs/certification.md
 	@.venv/bin/python -m pilotbed_suite.certify --checks "$(CHECKS)"
 
-box: ## Vagrant boxes of the node image, into var/box (BOX_SERVER=http://…: where others fetch them): docs/vagrant.md
+box: ## Vagrant boxes of the node image, or BOX=plain, into var/box (BOX_SERVER=http://…: where others fetch them): docs/vagrant.md
 	@./bootstrap box
 	mkdir -p var/log
 	.venv/bin/python -m pilotbed_lab.box
 
-test-vagrant: box ## mini on virtual machines, walked, rebooted, walked: needs libvirt, without KVM up to an hour
+test-vagrant: box ## mini on virtual machines (BOX=plain: all by apt), walked, rebooted, walked: without KVM up to two hours
 	@./bootstrap test vagrant
-	timeout 3600 tests/vagrant/ground .venv/bin/python -m pytest -s tests/vagrant
+	timeout 7200 tests/vagrant/ground .venv/bin/python -m pytest -s tests/vagrant
 
 molecule: ready ## every scenario, LANES=3 at a time (SCENARIO=name: that one): docs/molecule.md
 	@$(if $(SCENARIO),molecule test --scenario-name $(SCENARIO),$(part) --scenarios $(or $(LANES),3))

@@ -130,7 +130,8 @@ def test_users_proxy_gets_no_port(submit, relay, grid, alice):
     """The relay serves pilots; a member of the VO who is none is refused, and it says so on both sides."""
     before = json.loads(ok(relay, "pilotbed-relay status"))["refusals"].get("not_authorized", 0)
     command = (
-        f"voms-proxy-init --quiet --voms {alice.voms}; timeout 20 pilotbed-relay-agent --server {grid.fqdn(grid.names('relay')[0])}:9700 "
+        f"voms-proxy-init --quiet --voms {alice.voms}; "
+        f"timeout 20 pilotbed-relay-agent --server {grid.fqdn(grid.names('relay')[0])}:9700 "
         "--proxy /tmp/x509up_u$(id -u) --cadir /etc/grid-security/certificates --state ~/relay-test.json"
     )
     command += "; echo code $?; ls ~/relay-test.json"

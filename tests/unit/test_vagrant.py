@@ -153,6 +153,10 @@ def test_another_box_gets_htcondor_from_the_next_release() -> None:
     stock = {"PILOTBED_BOX": "debian/trixie64", "PILOTBED_APT_SOURCE": source}
     other = told("mini", **stock)["vm"]
     assert (other["box"], other.get("box_url")) == ("debian/trixie64", None)
+    assert told("mini", **{**stock, "PILOTBED_BOX": "pilotbed/plain"})["vm"]["box_url"].endswith("/pilotbed-plain.json")
+    script = machines("mini", **stock, PILOTBED_APT_PROXY="http://192.0.2.1:3142")["wn1"]["provision()"][0]
+    assert 'Acquire::http::Proxy "http://192.0.2.1:3142";' in script["options"]["inline"]
+    assert "apt.conf.d" not in machines("mini", **stock)["wn1"]["provision()"][0]["options"]["inline"]
     run = machines("mini", **stock)["wn1"]["provision()"][1]["told"]
     assert run["extra_vars"]["htcondor_package_apt_source"] == source
 
@@ -204,6 +208,34 @@ def test_a_boxs_disk_begins_with_the_boot_loader_and_a_table_of_one_partition(tm
     assert "core.img" in files.stdout
 
 
+def test_a_kind_of_box_that_there_is_not_is_named() -> None:
+    with pytest.raises(box.LabError, match="BOX=fat: there are node and plain"):
+        box.build("fat", "")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "source", "server"),
+    [
+        ("", "http://mirror.example.org/debian forky main", "mirror.example.org:80"),
+        ("", "http://mirror.example.org:8080/debian forky main", "mirror.example.org:8080"),
+        ("http://proxy.example.org:3128", "https://mirror.example.org/debian forky main", "proxy.example.org:3128"),
+    ],
+)
+def test_apts_requests_go_where_the_hosts_own_go(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, source: str, server: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setattr(box.image, "next_source", lambda: source)
+    assert box.apt_server() == server
+
+
+def test_a_mirror_that_is_asked_by_https_cannot_be_relayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setattr(box.image, "next_source", lambda: "https://mirror.example.org/debian forky main")
+    with pytest.raises(box.LabError, match="https: the apt source is not of http://"):
+        box.apt_server()
+
+
 def test_a_boot_loader_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "root/boot").mkdir(parents=True)
     (tmp_path / "root/boot/boot.img").write_bytes(b"")
@@ -216,7 +248,7 @@ def test_the_catalogue_names_both_boxes_with_their_digests(tmp_path: Path) -> No
     files = {provider: tmp_path / f"{provider}.box" for provider in ("libvirt", "virtualbox")}
     for provider, path in files.items():
         path.write_text(provider)
-    said = box.catalogue("13.20261129.45", "made of this", files, "http://192.0.2.1:8000/")
+    said = box.catalogue("node", "13.20261129.45", "made of this", files, "http://192.0.2.1:8000/")
     assert said["name"] == told("mini")["vm"]["box"]
     assert said["versions"] == [{"version": "13.20261129.45", "providers": [
         {"name": provider, "url": f"http://192.0.2.1:8000/{provider}.box", "checksum_type": "sha256",
@@ -225,7 +257,8 @@ def test_the_catalogue_names_both_boxes_with_their_digests(tmp_path: Path) -> No
 
 
 def test_a_box_has_what_roles_need_of_a_machine_only() -> None:
-    assert {"nfs-kernel-server", "nfs-common", "linux-image-amd64"} <= set(box.packages(CHECKOUT))
+    assert {"nfs-kernel-server", "nfs-common", "linux-image-amd64"} <= set(box.packages(CHECKOUT, "node"))
+    assert "nfs-common" not in box.packages(CHECKOUT, "plain")
     together, _ = box.image.packages(CHECKOUT)
     assert not {"nfs-kernel-server", "linux-image-amd64"} & set(together)
 

@@ -2,6 +2,8 @@
 
 The same root file system as that of local nodes (``image``), with a kernel, a boot loader and Vagrant's account: a
 class needs no packages from anywhere. The disk is put together in files: nothing is mounted, no loop device is used.
+
+``make box BOX=plain`` makes one without the packages of any role, as Debian's own is: roles then install them by apt.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,15 +26,17 @@ from pilotbed_suite import CHECKOUT
 
 from . import LabError, image
 
-NAME = "pilotbed/node"
-#: Where boxes are, and the catalogue by which Vagrant finds them.
+#: Which boxes there are, as BOX of the Makefile names them.
+KINDS = ("node", "plain")
+#: Where boxes are, and for each kind the catalogue by which Vagrant finds them, pilotbed-KIND.json.
 BOXES = CHECKOUT / "var/box"
-CATALOGUE = BOXES / "pilotbed-node.json"
 
 #: What a machine of its own needs beside a local node's packages.
 MACHINE = (
     "e2fsprogs", "grub-common", "grub-pc-bin", "initramfs-tools", "linux-image-amd64", "systemd-resolved", "zstd",
 )  # fmt: skip
+#: What a plain one has that any machine has.
+PLAIN = ("netbase", "openssh-server", "sudo")
 #: Size of the disk, which takes what is written to it.
 GIB = 20
 #: Where the partition begins, in bytes; GRUB lies before it.
@@ -137,8 +142,10 @@ OVF = """<?xml version="1.0"?>
 """
 
 
-def packages(checkout: Path) -> list[str]:
+def packages(checkout: Path, kind: str) -> list[str]:
     """Return the Debian packages of a box beside those of the node image: roles name some for machines only."""
+    if kind == "plain":
+        return sorted({*MACHINE, *PLAIN})
     found = set(MACHINE)
     for path in checkout.glob("roles/*/vars/main.yml"):
         for key, value in (yaml.safe_load(path.read_text()) or {}).items():
@@ -147,16 +154,18 @@ def packages(checkout: Path) -> list[str]:
     return sorted(found)
 
 
-def definition(checkout: Path) -> str:
+def definition(checkout: Path, kind: str) -> str:
     """Return what names the boxes that ``checkout`` defines: no other ones have it."""
-    parts = [image.path_of(checkout).name, *packages(checkout), MACHINE_OF_ITS_OWN, OVF, str(GIB)]
+    ground = image.PLAIN if kind == "plain" else image.path_of(checkout).name
+    parts = [ground, *packages(checkout, kind), MACHINE_OF_ITS_OWN, OVF, str(GIB)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
-def catalogue(version: str, described: str, boxes: Mapping[str, Path], server: str) -> dict[str, object]:
+def catalogue(kind: str, version: str, described: str, boxes: Mapping[str, Path], server: str) -> dict[str, object]:
     """Return the catalogue of boxes that Vagrant reads.
 
     Args:
+        kind: of the boxes, of KINDS.
         version: of the boxes, three numbers.
         described: what the boxes were made from.
         boxes: each provider's file.
@@ -169,39 +178,60 @@ def catalogue(version: str, described: str, boxes: Mapping[str, Path], server: s
         url = f"{server.rstrip('/')}/{path.name}"
         providers.append({"name": provider, "url": url, "checksum_type": "sha256", "checksum": digest})
     return {
-        "name": NAME, "description": f"A node of pilotbed, {described}",
+        "name": f"pilotbed/{kind}", "description": f"A node of pilotbed, {described}",
         "versions": [{"version": version, "providers": providers}],
     }  # fmt: skip
 
 
-def build(server: str) -> Path:
+def build(kind: str, server: str) -> Path:
     """Make the boxes, if those of this definition are not there, and the catalogue; return the catalogue's path.
 
     Args:
+        kind: of KINDS.
         server: URL of the directory from which Vagrant will fetch them.
 
     Raises:
-        LabError: the root file system cannot be made, or a tool failed.
+        LabError: there is no such kind, the root file system cannot be made, or a tool failed.
     """
+    if kind not in KINDS:
+        raise LabError(f"BOX={kind}: there are {' and '.join(KINDS)}")
     BOXES.mkdir(parents=True, exist_ok=True)
-    described = definition(CHECKOUT)
-    known = json.loads(CATALOGUE.read_text()) if CATALOGUE.exists() else {}
+    catalogued, described = BOXES / f"pilotbed-{kind}.json", definition(CHECKOUT, kind)
+    known = json.loads(catalogued.read_text()) if catalogued.exists() else {}
     version = known["versions"][0]["version"] if str(known.get("description", "")).endswith(described) else ""
-    boxes = {provider: BOXES / f"pilotbed-node-{version}-{provider}.box" for provider in ("libvirt", "virtualbox")}
+    boxes = {provider: _path(kind, version, provider) for provider in ("libvirt", "virtualbox")}
     if not version or not all(path.exists() for path in boxes.values()):
         now = datetime.datetime.now(datetime.UTC)
         version = f"13.{now:%Y%m%d}.{now.hour * 60 + now.minute}"
-        for old in BOXES.glob("pilotbed-node-*.box"):
+        for old in BOXES.glob(f"pilotbed-{kind}-*.box"):
             old.unlink()
         with tempfile.TemporaryDirectory(dir=BOXES) as scratch:
-            boxes = _boxes(Path(scratch), version)
-    CATALOGUE.write_text(json.dumps(catalogue(version, described, boxes, server), indent=2) + "\n")
-    return CATALOGUE
+            boxes = _boxes(Path(scratch), kind, version)
+    catalogued.write_text(json.dumps(catalogue(kind, version, described, boxes, server), indent=2) + "\n")
+    return catalogued
 
 
-def _boxes(scratch: Path, version: str) -> dict[str, Path]:
+def apt_server() -> str:
+    """Return HOST:PORT of what answers apt's requests on this host: its proxy, or the mirror itself.
+
+    Raises:
+        LabError: the mirror is not asked by plain HTTP, which is all that a request can be relayed in.
+    """
+    url = urllib.parse.urlsplit(os.environ.get("http_proxy") or image.next_source().split()[0])
+    if url.scheme != "http" or not url.hostname:
+        raise LabError(f"{url.scheme}: the apt source is not of http://, so that no relay can ask it for a machine")
+    return f"{url.hostname}:{url.port or 80}"
+
+
+def _path(kind: str, version: str, provider: str) -> Path:
+    return BOXES / f"pilotbed-{kind}-{version}-{provider}.box"
+
+
+def _boxes(scratch: Path, kind: str, version: str) -> dict[str, Path]:
     root, disk = scratch / "root", scratch / "disk.raw"
-    image.bootstrap(CHECKOUT, root, CHECKOUT / "var/log/box.log", packages(CHECKOUT), MACHINE_OF_ITS_OWN)
+    image.bootstrap(
+        CHECKOUT, root, CHECKOUT / "var/log/box.log", packages(CHECKOUT, kind), MACHINE_OF_ITS_OWN, kind == "plain"
+    )
     print("  root file system made", flush=True)
     _disk(root, disk)
     made = {}
@@ -221,7 +251,7 @@ def _boxes(scratch: Path, version: str) -> dict[str, Path]:
         _run("qemu-img", "convert", "-O", kind, *options, str(disk), str(inside / name))
         for file, text in files.items():
             (inside / file).write_text(text)
-        made[provider] = BOXES / f"pilotbed-node-{version}-{provider}.box"
+        made[provider] = _path(kind, version, provider)
         # What is large is compressed already.
         _run("tar", "--create", "--use-compress-program=gzip -1", f"--file={made[provider]}", f"--directory={inside}",
              *sorted(path.name for path in inside.iterdir()))  # fmt: skip
@@ -255,7 +285,10 @@ def _run(*command: str) -> None:
 if __name__ == "__main__":
     started = time.monotonic()
     try:
-        where = build(os.environ.get("BOX_SERVER") or BOXES.as_uri())
+        if sys.argv[1:] == ["apt-server"]:
+            print(apt_server())
+        else:
+            where = build(os.environ.get("BOX") or "node", os.environ.get("BOX_SERVER") or BOXES.as_uri())
+            print(f"{where}: {time.monotonic() - started:.0f} s")
     except LabError as error:
         sys.exit(f"pilotbed: {error}")
-    print(f"{where}: {time.monotonic() - started:.0f} s")

@@ -91,6 +91,15 @@ touch etc/machine-id
 """
 
 
+#: Of a root file system without the packages of any role, run as the one above.
+PLAIN = r"""
+set -eu
+cd "$1"
+rm -f etc/resolv.conf etc/ssh/ssh_host_* etc/machine-id var/lib/dbus/machine-id
+touch etc/machine-id
+"""
+
+
 def packages(checkout: Path) -> tuple[list[str], list[str]]:
     """Return the sorted names of the Debian packages that the roles of ``checkout`` install.
 
@@ -136,6 +145,15 @@ def sources() -> list[str]:
     return found
 
 
+def next_source() -> str:
+    """Return the apt source of the next release, as a machine without our image's packages is told of it.
+
+    Raises:
+        LabError: as for `sources`.
+    """
+    return sources()[2].partition("] ")[2]
+
+
 def _preferences() -> str:
     """Return the apt pins: nothing from the next release but what ``FROM_NEXT`` names."""
     pin = "Package: {}\nPin: release n={}\nPin-Priority: {}\n"
@@ -164,7 +182,9 @@ def build(checkout: Path, log: Path) -> Path:
     return image
 
 
-def bootstrap(checkout: Path, root: Path, log: Path, more: Iterable[str] = (), finish: str = "") -> None:
+def bootstrap(
+    checkout: Path, root: Path, log: Path, more: Iterable[str] = (), finish: str = "", plain: bool = False
+) -> None:
     """Make the root file system that ``checkout`` defines.
 
     Args:
@@ -173,12 +193,13 @@ def bootstrap(checkout: Path, root: Path, log: Path, more: Iterable[str] = (), f
         log: file that takes the builder's output.
         more: Debian packages that it has beside those of the image.
         finish: shell script that is run at the end, with the new root as its argument.
+        plain: leave the packages of all roles out: Debian alone, whose apt knows this release on the host's mirror.
 
     Raises:
         LabError: the build failed; the message ends with the log's last lines.
     """
     subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=True)
-    together, apart = packages(checkout)
+    together, apart = (GROUND, ()) if plain else packages(checkout)
     with tempfile.TemporaryDirectory() as scratch:
         preferences = Path(scratch, "preferences")
         preferences.write_text(_preferences())
@@ -187,6 +208,9 @@ def bootstrap(checkout: Path, root: Path, log: Path, more: Iterable[str] = (), f
             "tidy": TIDY.format(keep="|".join(f"*/{unit}*" for unit in KEEP)),
             "finish": finish,
         }
+        if plain:
+            preferences.write_text("")
+            hooks = {"plain": PLAIN, "finish": finish}
         for name, text in hooks.items():
             Path(scratch, name).write_text("#!/bin/sh\n" + text)
             Path(scratch, name).chmod(0o755)
@@ -209,7 +233,7 @@ def bootstrap(checkout: Path, root: Path, log: Path, more: Iterable[str] = (), f
             *(f'--customize-hook={scratch}/{name} "$1"' for name in hooks),
             # The lists of the image's own source stay.
             "--skip=cleanup/apt/lists",
-            SUITE, str(root), *sources(),
+            SUITE, str(root), *sources()[: 2 if plain else None],
         ]
         with open(log, "w") as out:
             done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False, env=_environment())
