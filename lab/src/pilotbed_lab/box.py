@@ -36,7 +36,7 @@ MACHINE = (
     "e2fsprogs", "grub-common", "grub-pc-bin", "initramfs-tools", "linux-image-amd64", "systemd-resolved", "zstd",
 )  # fmt: skip
 #: What a plain one has that any machine has.
-PLAIN = ("netbase", "openssh-server", "sudo")
+PLAIN = ("iproute2", "netbase", "openssh-server", "procps", "sudo")
 #: Size of the disk, which takes what is written to it.
 GIB = 20
 #: Where the partition begins, in bytes; GRUB lies before it.
