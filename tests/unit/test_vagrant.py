@@ -149,6 +149,9 @@ def test_on_windows_a_machine_more_runs_it() -> None:
 
 def test_another_box_gets_htcondor_from_the_next_release() -> None:
     assert told("mini")["vm"]["box_url"].endswith("/pilotbed-node.json")
+    fetched = told("mini", PILOTBED_BOX_SERVER="http://192.0.2.1:8000")["vm"]
+    assert fetched["box_url"] == "http://192.0.2.1:8000/pilotbed-node.json"
+    assert "box_version" not in fetched, "of those that are made here"
     source = "http://mirror.example.org/debian forky main"
     stock = {"PILOTBED_BOX": "debian/trixie64", "PILOTBED_APT_SOURCE": source}
     other = told("mini", **stock)["vm"]
