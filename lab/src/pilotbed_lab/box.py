@@ -247,8 +247,8 @@ def _boxes(scratch: Path, kind: str, version: str) -> dict[str, Path]:
     ):  # fmt: skip
         inside = scratch / provider
         inside.mkdir()
-        kind, name, *options = convert
-        _run("qemu-img", "convert", "-O", kind, *options, str(disk), str(inside / name))
+        form, name, *options = convert
+        _run("qemu-img", "convert", "-O", form, *options, str(disk), str(inside / name))
         for file, text in files.items():
             (inside / file).write_text(text)
         made[provider] = _path(kind, version, provider)
