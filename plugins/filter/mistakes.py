@@ -29,6 +29,13 @@ _VO = rf"{_LABEL}(?:\.{_LABEL})*"
 _VO_LENGTH = 59
 _VOMS_PART = r"[A-Za-z0-9_.-]+"
 
+#: Of grid_security_contact: a line of text, RFC 5321's plainer addresses, E.123's telephone numbers.
+_CONTACT = {
+    "name": (r"[^\x00-\x20\x7f-\x9f](?:[^\x00-\x1f\x7f-\x9f]{0,126}[^\x00-\x20\x7f-\x9f])?", "a name of one line"),
+    "email": (rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})*",
+              "an address such as security@grid.test"),
+    "phone": (r"\+?[0-9(][0-9 ()./-]{2,30}", 'a number in quotes, such as "+41 22 555 0100"'),
+}
 #: Accounts and groups of Debian, of its packages that roles install, and of the roles themselves.
 SYSTEM_NAMES = frozenset("""
     root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc nobody nogroup adm tty disk
@@ -49,6 +56,20 @@ def _is(pattern, value):
 
 def _is_count(value, least, most):
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def contact_mistakes(contact):
+    """Return what is wrong with grid_security_contact: {name, email}, and perhaps phone."""
+    example = "{name: Gridlab security team, email: security@grid.test}"
+    if not isinstance(contact, dict):
+        return [f"grid_security_contact is {contact}: write whom one calls, such as {example}"]
+    found = [f"grid_security_contact has {key}: it has name, email and phone" for key in contact if key not in _CONTACT]
+    for key, (pattern, wanted) in _CONTACT.items():
+        value = contact.get(key)
+        if (key in contact or key != "phone") and not _is(pattern, value):
+            given = "missing" if value is None else repr(value)
+            found.append(f"grid_security_contact.{key} is {given}: write {wanted}")
+    return found
 
 
 def _twice(owners):

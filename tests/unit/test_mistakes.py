@@ -53,6 +53,7 @@ FACTS: dict[str, Any] = {
          "pilot_accounts": {"prefix": "copilot", "count": 10, "first_uid": 22001, "group": "copilot", "gid": 22000},
          "payload_accounts": {"prefix": "co", "count": 10, "first_uid": 23001, "group": "cosmo", "gid": 23000}},
     ],
+    "contact": {"name": "Équipe de sécurité", "email": "security@grid.test", "phone": "+41 22 555 (0)100"},
     "first_uid": 30001, "mapper_uid": 20500, "workers": ["beta-wn1"],
 }  # fmt: skip
 
@@ -62,6 +63,7 @@ def mistakes(facts: dict[str, Any]) -> list[str]:
     hosts, users, vos = facts["hosts"], facts["users"], facts["vos"]
     found: list[str] = [
         *MISTAKES.shape_mistakes(users, vos),
+        *MISTAKES.contact_mistakes(facts["contact"]),
         *MISTAKES.network_mistakes(facts["networks"]),
         *MISTAKES.host_mistakes(hosts, facts["networks"], facts["domain"], facts["workers"]),
         *MISTAKES.dn_mistakes(facts["dns"]),
@@ -126,6 +128,18 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], list[str]]] = [
       "write {prefix: gl, count: 20, first_uid: 21001, group: gl, gid: 21000}"]),
     (at("networks beta routes", ["10.72.0.1"]),
      ["grid_networks.beta.routes is ['10.72.0.1']: write gateways by target, such as {default: 10.70.0.1}"]),
+    # Whom one calls.
+    (at("contact", None), ["grid_security_contact is None: write whom one calls, such as "
+                           "{name: Gridlab security team, email: security@grid.test}"]),
+    (at("contact", {"name": "Security", "mail": "security@grid.test"}),
+     ["grid_security_contact has mail: it has name, email and phone",
+      "grid_security_contact.email is missing: write an address such as security@grid.test"]),
+    *((at("contact email", address), [f"grid_security_contact.email is {address!r}: "
+                                      "write an address such as security@grid.test"])
+      for address in ("security", "security@grid.test\nphone: 1", "a b@grid.test", "security@", 7)),
+    (at("contact name", "a\nb"), ["grid_security_contact.name is 'a\\nb': write a name of one line"]),
+    (at("contact phone", 41225550100),
+     ['grid_security_contact.phone is 41225550100: write a number in quotes, such as "+41 22 555 0100"']),
     # Networks.
     *((at("networks wan cidr", cidr), [f"grid_networks.wan.cidr is {cidr} ({why}): "
                                        "write an IPv4 network such as 10.70.0.0/24"])

@@ -53,6 +53,7 @@ BROKEN: dict[str, tuple[list[tuple[str, str, str]], list[str]]] = {
             ("hosts.yml", r"10\.70\.0\.11", "10.70.0.321"),
             ("group_vars/site_beta.yml", r"gridlab\]", "gridlap]"),
             ("group_vars/all.yml", r"(?m)^grid_networks:", """\
+grid_security_contact: {name: Security, email: ask bob}
 grid_dn_prefix: DC=test,DC=grid
 pool_accounts_mapper_uid: 500
 submit_first_uid: 50
@@ -72,6 +73,7 @@ grid_networks:
         [
             "grid_networks.lan.cidr is fd00::/64 (IPv6 is not supported: packet filters, relays and tests know IPv4 "
             "only): write an IPv4 network such as 10.70.0.0/24",
+            "grid_security_contact.email is 'ask bob': write an address such as security@grid.test",
             "address 10.70.0.321 of host voms is no IPv4 address: correct its node_addresses",
             "node_public_address here of host alpha-wn2 is no IPv4 address: "
             "give the IPv4 address that others reach it at",
