@@ -56,6 +56,14 @@ def test_whose_payloads_are_ended(kind: str, name: str, concerned: bool) -> None
     assert ban.concerns(kind, name, log) is concerned
 
 
+def test_a_list_says_whether_it_has_a_ban() -> None:
+    entries = ban.lines("dn", r"/CN=a\xc3")
+    assert len(entries) == 2
+    assert ban.has(f"# {entries[0]}\n{entries[1]}\n", entries)
+    assert not ban.has(f'# {entries[0]}\n"/CN=a"\n', entries)
+    assert not ban.has("", entries)
+
+
 def test_a_list_keeps_its_other_lines() -> None:
     before = '# kept\n"/CN=a"\n"/CN=b"\n'
     assert ban.changed(before, ['"/CN=a"'], False) == '# kept\n"/CN=b"\n'

@@ -118,6 +118,11 @@ def changed(text: str, entries: Sequence[str], present: bool) -> str:
     return "".join(f"{line}\n" for line in ([*kept, *entries] if present else kept))
 
 
+def has(text: str, entries: Sequence[str]) -> bool:
+    """Tell whether the text of a ban file has one of ``entries``: lifting the ban would take it out."""
+    return any(line in entries for line in text.splitlines())
+
+
 def end_payloads(kind: str, name: str) -> list[str]:
     """End the running payloads of the banned and return their log lines. Raises TimeoutError."""
     ended, waiting = [], []
@@ -146,6 +151,7 @@ def main() -> int:
     parser.add_argument("--lift", action="store_true", help="lift the ban")
     parser.add_argument("--end-payloads", action="store_true", help="end what the banned run on this node")
     parser.add_argument("--check", action="store_true", help="only see whether the arguments can be meant")
+    parser.add_argument("--state", action="store_true", help="only say `banned` or `free`: whether this ban is there")
     asked = parser.parse_args()
     if asked.lift and asked.end_payloads:
         parser.error("--end-payloads goes with a ban, not with its end")
@@ -159,6 +165,9 @@ def main() -> int:
             return 0
         file = FILES[asked.kind]
         before = file.read_text()
+        if asked.state:
+            print("banned" if has(before, entries) else "free")
+            return 0
         after = changed(before, entries, not asked.lift)
         if after != before:
             partial = file.with_suffix(".new")
