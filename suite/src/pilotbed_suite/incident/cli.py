@@ -183,7 +183,7 @@ def freeze(options: argparse.Namespace) -> int:
     left += end(one, known, user["dns"])
     ended = time.monotonic() - begun
 
-    since, until = found.span(ad, runs, time.time())
+    since, until = found.span(ad, runs, hunt.queued(ad), time.time())
     left += collect(one, known, since, until)
     one.state = "frozen, not all" if left else "frozen"
     one.save()

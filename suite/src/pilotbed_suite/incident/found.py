@@ -95,7 +95,7 @@ def payload(one: Payload) -> dict[str, Any]:
 def runs_of(job: str, runs: Iterable[Payload]) -> list[Payload]:
     """Return the runs of a job, HOST#CLUSTER.PROC, by start.
 
-    glexec is told GlobalJobId, which ends with a time; a user can edit both, but not whose payload and account it is.
+    glexec is told GlobalJobId, which ends with the time of the submission.
     """
     return sorted((one for one in runs if one.id.rpartition("#")[0] == job), key=lambda one: one.start)
 
@@ -123,13 +123,17 @@ def of_job(ad: Mapping[str, Any], mine: Sequence[Payload]) -> dict[str, Any]:
     }
 
 
-def span(ad: Mapping[str, Any], mine: Sequence[Payload], now: float, margin: float = 600) -> tuple[float, float]:
-    """Return the time (1970 s) whose logs matter: from before the job's first start to after its end, or to now.
+def span(ad: Mapping[str, Any], mine: Sequence[Payload], queued: float, now: float) -> tuple[float, float]:
+    """Return the time whose logs matter: from before the job's first start to after its end, or to now.
 
-    A job that never ran has them from its submission on.
+    Args:
+        ad: the job's.
+        mine: its runs; one that has none has logs from its submission on.
+        queued: when that was; as all times seconds, Unix.
+        now: what is logged later cannot be there.
     """
-    queued = ad.get("QDate")
-    begun = [one.start for one in mine] or [float(queued) if isinstance(queued, (int, float)) else now]
+    margin = 600
+    begun = [one.start for one in mine] or [queued]
     ends = [one.end for one in mine]
     over = ad.get("JobStatus") in (3, 4) and ends and None not in ends
     until = max(end for end in ends if end is not None) + margin if over else now
@@ -150,7 +154,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         ("other payloads", f"{len(found['others'])}, {sum(one['end'] is None for one in found['others'])} run"),
         ("files", str(sum(len(one["files"]) for look in found["looks"] for one in look["payloads"]))),
         *(("proxy", f"SHA-256 {digest} in {where}") for digest, where in proxies(found).items()),
-        ("contact", ", ".join(str(found["contact"][key]) for key in ("name", "email", "phone") if key in found["contact"])),
+        ("contact", ", ".join(str(value) for _, value in sorted(found["contact"].items(), reverse=True))),
     ]  # fmt: skip
     return [plain(f"{name:<16} {value}") for name, value in rows]
 

@@ -98,9 +98,9 @@ def named(known: Inventory, node: str, job: str) -> str:
 
 
 def queued(ad: Mapping[str, Any]) -> float:
-    """Return when a job was submitted (1970 s), or a day ago if its ad does not say."""
-    when = ad.get("QDate")
-    return float(when) if isinstance(when, (int, float)) else time.time() - 86400
+    """Return when a job was submitted (1970 s), as the schedd says in its name: QDate can be its user's own word."""
+    when = found.text_of(ad, "GlobalJobId").rpartition("#")[2]
+    return float(when) if when.isdecimal() and len(when) == 10 else time.time() - 86400
 
 
 def pilot_at_element(known: Inventory, number: str) -> dict[str, str]:
