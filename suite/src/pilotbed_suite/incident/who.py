@@ -67,8 +67,8 @@ def _node(known: Inventory, address: str) -> str:
     """Return the node of an address or a name; of two with one public address the router, which stands before both."""
     found_here = []
     for node in known.hosts():
-        theirs = {str(one) for one in (known.variable("node_addresses", node) or {}).values()}
-        theirs |= {str(known.variable("node_public_address", node)), node, f"{node}.{known.variable('grid_domain')}"}
+        theirs = {node, f"{node}.{known.variable('grid_domain')}", known.variable("node_public_address", node)}
+        theirs.update((known.variable("node_addresses", node) or {}).values())
         if address in theirs:
             found_here.append(node)
     if found_here:
