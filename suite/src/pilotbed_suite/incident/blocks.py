@@ -46,7 +46,7 @@ def mark(incident: str) -> str:
 
 
 def told(record: Record) -> str:
-    """Return the reason as VOMS and HTCondor keep it."""
+    """Return the reason as VOMS and HTCondor keep it, and show it to the user."""
     return (mark(record.id) + record.reason)[:200]
 
 
@@ -117,7 +117,7 @@ def _denied(step: Step) -> bool | None:
 
 
 def _deny(step: Step, record: Record) -> None:
-    line = f"# {told(record)}\nSCHEDD.DENY_WRITE = $(SCHEDD.DENY_WRITE) {step.subject}\n"
+    line = f"# incident {record.id}\nSCHEDD.DENY_WRITE = $(SCHEDD.DENY_WRITE) {step.subject}\n"
     ok(step.node, "sh -c %s write %s %s", _WRITE, _file(step), line)
     _reread(step, True)
 
