@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import logging
 import os
 import sys
 import time
@@ -82,7 +83,7 @@ def all_blocks(one: Record, known: Inventory, user: str, dns: Sequence[str]) -> 
 
     side_by_side((step.node for step in steps), at)
     for step in steps:
-        say(f"  {step.outcome:<14.60} {step.node:<14} {KINDS[step.kind].shown(step)}")
+        say(f"  {step.outcome.partition(':')[0]:<14} {step.node:<14} {KINDS[step.kind].shown(step)}")
 
 
 def end(one: Record, known: Inventory, dns: Sequence[str]) -> list[str]:
@@ -233,7 +234,7 @@ def thaw(options: argparse.Namespace) -> int:
     others = [other for other in record.every(top) if other.state in ("freezing", "frozen", "frozen, not all")]
     for step in one.to_undo():
         unblock(one, step, others)
-        say(f"  {step.undone:<14.60} {step.node:<14} {KINDS[step.kind].shown(step)}")
+        say(f"  {step.undone.partition(':')[0]:<14} {step.node:<14} {KINDS[step.kind].shown(step)}")
     left = [f"{KINDS[step.kind].shown(step)}, on {step.node}: {step.undone}" for step in one.to_undo()]
     if not left:
         one.state, one.closed = "thawed", time.time()
@@ -312,6 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if all of it was done, 1 if not, 2 for what cannot be meant."""
     options = arguments(argv)
     os.umask(0o077)
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what it raises is told; it would print a traceback, too
     work: Callable[[], int] = partial(options.work, options)
     try:
         if options.work in (freeze, thaw):
