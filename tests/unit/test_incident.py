@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -489,6 +490,16 @@ def test_a_user_in_a_constraint_is_a_text() -> None:
 def test_who_is_denied_is_one_user(user: str) -> None:
     with pytest.raises(NodeError, match="is no user of a schedd"):
         blocks.KINDS["user"].asked(Step("user", "submit", user))
+
+
+def test_who_reads_no_further_stops_nothing() -> None:
+    program = (
+        "import sys\nfrom pilotbed_suite.incident import cli\nfor n in range(9999): cli.say('x' * 99)\n"
+        "sys.stderr.write('end')"
+    )
+    command = f"{sys.executable} -c {shlex.quote(program)} | head -n 1"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"{'x' * 99}\n", "end")
 
 
 # -- asking nodes --------------------------------------------------------------------------------------------------

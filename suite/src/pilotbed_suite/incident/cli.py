@@ -49,9 +49,12 @@ def alone(top: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(found.plain(text), flush=True)
+def say(text: str = "") -> None:
+    """Print a line at once; who reads no further, as head(1), does not stop what is under way."""
+    try:
+        print(found.plain(text), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- freeze
@@ -188,10 +191,10 @@ def freeze(options: argparse.Namespace) -> int:
     left += collect(one, known, since, until)
     one.state = "frozen, not all" if left else "frozen"
     one.save()
-    print()
+    say()
     for line in found.lines(one.found):
-        print(line)
-    print()
+        say(line)
+    say()
     say(f"blocked after {blocked:.0f} s, ended after {ended:.0f} s, all after {time.monotonic() - begun:.0f} s; "
         f"{one.directory}: {archive.ARCHIVE}, signed in {archive.SIGNED}")  # fmt: skip
     return _left(left, f"pilotbed-incident freeze {options.job}")
