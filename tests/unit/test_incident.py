@@ -458,6 +458,16 @@ def test_what_is_no_record_is_refused_by_its_file(tmp_path: Path, text: str) -> 
         record.load(tmp_path)
 
 
+def test_a_record_that_is_broken_stops_no_other(grid: Grid, top: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frozen(top, "a")
+    (top / "a" / record.NAME).write_text("{")
+    assert frozen(top, "a").id == "a-2"
+    assert cli.main(["list"]) == 1
+    said = capsys.readouterr()
+    assert "a/record.json is no incident's record" in said.err
+    assert said.out.splitlines()[-1].startswith("a-2  frozen")
+
+
 def test_only_one_at_a_time(top: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with cli.alone(top):
         assert thawed("a") == 2

@@ -280,10 +280,13 @@ def ask_who(options: argparse.Namespace) -> int:
 
 def listing(options: argparse.Namespace) -> int:
     """Print a line for every incident."""
-    for one in record.every(incidents()):
+    broken: list[str] = []
+    for one in record.every(incidents(), broken):
         user = one.found.get("user", {})
         say(f"{one.id}  {one.state}  {_clock(one.opened)}  {user.get('account', '-')}  {one.reason}")
-    return 0
+    for said in broken:
+        print(f"pilotbed-incident: {found.plain(said)}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -326,6 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GridError as error:
         print(f"pilotbed-incident: {found.plain(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"pilotbed-incident: {found.plain(error)}: mend it, and the same command goes on", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\npilotbed-incident: interrupted; the same command goes on", file=sys.stderr)
         return 130

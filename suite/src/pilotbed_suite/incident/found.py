@@ -148,8 +148,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         ("user", f"{user['account']}, {', '.join(user['dns'])}, {user['fqan'] or 'no FQAN'}"),
         ("site, node", f"{found['site']}, {found['node']}" if found["node"] else "it never ran"),
         ("payload account", found["payload account"] or "-"),
-        ("pilot", f"factory's {pilot['factory job'] or '-'}, {pilot.get('computing element job') or '-'}, "
-                  f"batch job {pilot['batch job'] or '-'}, account {pilot['account'] or '-'}"),
+        ("pilot", f"factory's {pilot.get('factory job') or '-'}, {pilot.get('computing element job') or '-'}, "
+                  f"batch job {pilot.get('batch job') or '-'}, account {pilot.get('account') or '-'}"),
         ("runs", str(len(found["runs"]))),
         ("other payloads", f"{len(found['others'])}, {sum(one['end'] is None for one in found['others'])} run"),
         ("files", str(sum(len(one["files"]) for look in found["looks"] for one in look["payloads"]))),

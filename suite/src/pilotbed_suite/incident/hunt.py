@@ -142,6 +142,9 @@ def look(known: Inventory, node: str, job: str, ad: Mapping[str, Any], user: Map
             result["pilot"] |= pilot_at_element(known, number)
         except NodeError as error:
             silent.append(str(error))
+    if not mine and before.get("runs"):  # its worker does not answer now
+        result |= {name: before[name] for name in ("site", "entry", "node", "payload account", "runs")}
+    result["pilot"] = before.get("pilot", {}) | {name: said for name, said in result["pilot"].items() if said}
     seen = {one.node.partition(".")[0] for one in runs if one.end is None}
     proxy = found.text_of(ad, "x509userproxy")
     places: dict[str, list[str]] = {name: [] for name in known.names("worker") if name in seen}

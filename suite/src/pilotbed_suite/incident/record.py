@@ -7,11 +7,12 @@ incidents are of one user, the one that is thawed first hands its blocks over to
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,16 @@ def load(directory: Path) -> Record:
         raise GridError(f"no incident {directory.name}: pilotbed-incident list has those that there are") from error
 
 
-def every(top: Path) -> Iterator[Record]:
-    """Yield all incidents below ``top``, the oldest first. Raises GridError."""
-    found = [load(path.parent) for path in top.glob(f"*/{NAME}")]
-    yield from sorted(found, key=lambda one: one.opened)
+def every(top: Path, broken: list[str] | None = None) -> list[Record]:
+    """Return all incidents below ``top``, the oldest first; ``broken`` takes why one is none: that stops no other."""
+    found = []
+    for path in top.glob(f"*/{NAME}"):
+        try:
+            found.append(load(path.parent))
+        except GridError as error:
+            if broken is not None:
+                broken.append(str(error))
+    return sorted(found, key=lambda one: one.opened)
 
 
 def unfinished(top: Path, job: str) -> Record | None:
@@ -208,7 +215,8 @@ def open_one(top: Path, stem: str, job: str, reason: str) -> Record:
             raise GridError(f"incident {one.id} of job {job} is half thawed: first pilotbed-incident thaw {one.id}")
         if one.state != "thawed":
             return one
-    name = f"{stem}-{len(theirs) + 1}" if theirs else stem
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    name = next(name for name in names if not (top / name / NAME).exists())
     top.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = Record(top / name, name, job, reason, opened=time.time())
     new.directory.mkdir(mode=0o700, exist_ok=True)  # one that was killed before it wrote its record
