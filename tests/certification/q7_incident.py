@@ -260,17 +260,20 @@ def test_a_planted_key_is_found(copied, submit, alice):
 
 @pytest.mark.check("D7.4")
 def test_from_an_address_and_a_time_to_the_payload(drill, any_site):
-    ad, worker = drill.known["ad"], drill.worker.backend.hostname
-    addresses = [*GRID.addresses(worker).values(), any_site.router_address, f"{any_site.router}"]
-    if relay := ad.get("MachineAttrGLIDEIN_Relay_Address0") or "":
-        addresses.append(relay)
-    for address in addresses:
+    """Bob's is among those at his own worker, his own relay's port, and behind the router."""
+    ad, bobs, worker = drill.known["ad"], drill.bobs.ad(), drill.worker.backend.hostname
+    relays = [one.get("MachineAttrGLIDEIN_Relay_Address0") or "" for one in (ad, bobs)]
+    same = GRID.fqdn(worker) == bobs["MachineAttrGLIDEIN_Worker0"]
+    expected = {**dict.fromkeys(GRID.addresses(worker).values(), same), any_site.router_address: True,
+                any_site.router: True, relays[0]: relays[0] == relays[1]}  # fmt: skip
+    expected.pop("", None)
+    for address, with_bobs in expected.items():
         done, took = incident("who", "--address", address, "--time", f"@{drill.begun}", "--json")
         assert done.returncode == 0, done.stderr
         found = {one["job"]: one for one in json.loads(done.stdout)["payloads"]}
         mine = found[ad["GlobalJobId"]]
         assert (mine["dn"], mine["account"]) == (drill.known["dn"], drill.process.user)
-        assert (drill.bobs.ad()["GlobalJobId"] in found) == (address != relay), address
+        assert (bobs["GlobalJobId"] in found) == with_bobs, address
         assert took < SECONDS * PATIENCE
 
 
