@@ -551,6 +551,103 @@ def test_what_is_no_list_is_told(text: str) -> None:
         nodes.listed("submit", nodes.Answer("submit", 0, text.encode(), ""))
 
 
+class Result:
+    """testinfra's."""
+
+    def __init__(self, said: object, rc: int = 0) -> None:
+        self.rc, self.stderr = rc, "it failed" if rc else ""
+        self.stdout_bytes = (said if isinstance(said, str) else json.dumps(said)).encode()
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What each node's programs print: by node and program; without an answer the node does not answer."""
+    said: dict[str, Any] = {}
+
+    def host(name: str) -> Host:
+        def run(command: str, *args: str) -> Result:
+            program = command.split()[4]  # behind timeout(1)
+            if f"{name} {program}" not in said:
+                raise OSError("no route to host")
+            return Result(said[f"{name} {program}"])
+
+        return Host(run)
+
+    monkeypatch.setattr(nodes, "host", host)
+    return said
+
+
+MALLORY = f"{PEOPLE}Mallory Mean"
+#: KNOWN's wn1 is the worker of AD; onnode/look.py is run there by python3.
+LOOKED = {"at": 1.0, "files": [], "cut": 0, "payloads": [{"log": {}, "files": [
+    {"path": "/tmp/x509up", "certificates": ["ab", "cd"]}, {"path": "/tmp/a\x1b[2J"}]}]}  # fmt: skip
+
+
+def test_whose_a_job_is_by_the_schedd_and_by_glexec(answers: dict[str, Any]) -> None:
+    answers.update({"submit condor_q": [AD], "wn1 pilotbed-trace": [RUNS[0], {**RUNS[1], "dn": MALLORY}]})
+    ad, user = hunt.identify(KNOWN, "submit", "3.0")
+    assert ad == AD
+    assert user["dns"] == [ALICE, MALLORY]
+    del answers["wn1 pilotbed-trace"]
+    assert hunt.identify(KNOWN, "submit", "3.0")[1]["dns"] == [ALICE]
+
+
+def test_a_job_that_nobody_knows(answers: dict[str, Any]) -> None:
+    answers.update({"submit condor_q": "", "submit condor_history": "[\n]\n"})
+    with pytest.raises(GridError, match=r"submit knows no job 9\.0"):
+        hunt.identify(KNOWN, "submit", "9.0")
+    answers["submit condor_history"] = "Failed to connect"
+    with pytest.raises(NodeError, match="what it printed is no JSON"):
+        hunt.identify(KNOWN, "submit", "9.0")
+
+
+def test_without_the_schedd_only_a_known_incident_goes_on(
+    answers: dict[str, Any], grid: Grid, top: Path
+) -> None:
+    with pytest.raises(GridError, match=r"whose job 3\.0 is, only it can say: if you know, playbooks/ban\.yml"):
+        cli.begin(KNOWN, "3.0", "")
+    one = frozen(top, "3.0")
+    one.found = {"ad": AD, "user": {"dns": [ALICE]}}
+    one.save()
+    assert cli.begin(KNOWN, "3.0", "")[0].id == one.id
+    thawed(one.id)
+    with pytest.raises(GridError, match="only it can say"):
+        cli.begin(KNOWN, "3.0", "")
+
+
+def test_what_is_found_stays_when_its_worker_goes(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hunt, "pilot_at_element", lambda known, number: {"computing element job": f"arc {number}"})
+    user = found.user_of(AD, {})
+    answers.update({"wn1 pilotbed-trace": RUNS, "wn2 pilotbed-trace": [], "wn1 python3": LOOKED,
+                    "submit python3": {"at": 1.0, "payloads": [], "files": [], "cut": 0}})  # fmt: skip
+    first, mine, silent = hunt.look(KNOWN, "submit", "3.0", AD, user, {})
+    assert (len(mine), silent) == (2, ["wn3 does not answer: no route to host"])
+    assert first["pilot"]["computing element job"] == "arc 1.1"
+    said = "\n".join(found.lines(first))
+    assert "SHA-256 ab in wn1:/tmp/x509up" in said
+    assert "\x1b" not in said
+    for name in ("wn1 pilotbed-trace", "wn1 python3"):
+        del answers[name]
+    monkeypatch.setattr(hunt, "pilot_at_element", lambda known, number: {})
+    again, _, silent = hunt.look(KNOWN, "submit", "3.0", AD, user, first)
+    assert len(silent) == 2
+    for name in ("node", "payload account", "runs", "pilot", "looks"):
+        assert again[name] == first[name]
+
+
+def test_what_was_done_goes_with_the_logs(answers: dict[str, Any], grid: Grid, top: Path) -> None:
+    """No node answers: all that is not done is said, and the rest is kept."""
+    one = frozen(top, "a")
+    one.found = {"job": "submit#3.0"}
+    left = cli.collect(one, KNOWN, 0, 1)
+    assert len(left) == len(HOSTS) + 1
+    assert left[-1].startswith("the archive is not signed: submit does not answer")
+    done = json.loads((one.directory / archive.EVIDENCE / "done.json").read_text())
+    assert {step["outcome"] for step in done["steps"]} == {"done", "nothing to do"}
+    assert len(done["not done"]) == len(HOSTS)
+    assert (one.directory / archive.ARCHIVE).is_file()
+
+
 # -- the archive ---------------------------------------------------------------------------------------------------
 
 BODY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n" * 20
