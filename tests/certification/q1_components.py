@@ -1,9 +1,13 @@
 """Question 1: which components there are, and how they are protected from each other and from strangers."""
 
+import re
+import shlex
+from contextlib import contextmanager
+
 import pytest
 from pilotbed_suite import declared
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, until
+from pilotbed_suite.support import GRID, HOLD, as_user, ok, until
 
 #: Ways to talk to a daemon with less than it requires, as a client may be configured.
 LESS = {
@@ -91,3 +95,66 @@ def test_who_asks_for_less_is_refused(daemon, less):
     # Who looks for a negotiator or another host's schedd is refused by the collector already.
     assert "READ failed" in said or "couldn't locate" in said, said
     assert "Authorized: " not in said
+
+
+#: Writes what goes through a host into a file, frame by frame, until it is told to stop. What stays on the host does not.
+LISTENS = """
+import socket, sys
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE
+with open(sys.argv[1], "wb", buffering=0) as out:
+    while True:
+        frame, (card, *_) = wire.recvfrom(1 << 16)
+        if card != "lo":
+            out.write(frame)
+"""
+
+
+@contextmanager
+def heard(nodes):
+    """Hear what goes through each node; a function tells on which of them any of some words was."""
+    unit, path = "pilotbed-test-listener", "/run/pilotbed-test-heard"
+    for node in nodes.values():
+        ok(node, "systemd-run --quiet --service-type exec --unit %s python3 -c %s %s", unit, LISTENS, path)
+
+    def which(words):
+        asked = "grep --text --only-matching --fixed-strings --file=/dev/stdin %s | sort -u | wc -l"
+        given = shlex.quote("\n".join(words))
+        return {name for name, node in nodes.items() if ok(node, f"printf %s {given} | {asked}", path) != "0\n"}
+
+    try:
+        yield which
+    finally:
+        for node in nodes.values():
+            ok(node, "systemctl stop %s; rm -f %s", unit, path)
+
+
+def keys(pem):
+    """The lines of a file's private keys, as they are written in it."""
+    found = re.findall(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\n(.*?)\n-----END", pem, re.DOTALL)
+    assert found
+    return [line for body in found for line in body.splitlines() if len(line) == 64]
+
+
+@pytest.mark.check("D1.3")
+@pytest.mark.stage(2)
+def test_no_key_is_on_the_wire_while_a_pilot_and_a_job_start(grid, submit, any_site, jobs, alice, pilots):
+    """At the site's router and the relay, while a new pilot fetches what it needs, and a job gets its proxy and its files.
+
+    The same words are heard when somebody sends a key in the clear: the control.
+    """
+    factory, frontend = grid.node("factory"), grid.node("frontend")
+    hops = {name: host(name) for name in {any_site.router, *grid.names("relay")}}
+    factory.run("pilotbed-factory-pool condor_rm -constraint %s", f'GlideinEntryName == "{any_site.name}"')
+    with heard(hops) as which:
+        job = jobs.submit(alice, any_site, f"#!/bin/sh\ncat $X509_USER_PROXY > /tmp/proxy.pem\n{HOLD}\n")
+        worker, process = job.holds(any_site)
+        payloads = ok(worker, "cat /proc/%s/root/tmp/proxy.pem", str(process.pid))
+        users = ok(submit, "cat %s", f"/tmp/x509up_u{ok(submit, 'id -u %s', alice.account).strip()}")
+        pilots_own = ok(frontend, "cat %s", "/var/lib/pilotbed/pilot-credential/pilot.pem")
+        secrets = ["PRIVATE KEY-----", *keys(payloads), *keys(users), *keys(pilots_own)]
+        assert which(["HTTP/1."]) == set(hops), "the stage area is fetched in the clear, and signed"
+        assert which(secrets) == set()
+        worker.run("curl --silent --max-time 20 --data-binary %s http://%s/", users, grid.fqdn(grid.names("factory")[0]))
+        until("the router hears it", lambda: any_site.router in which(secrets))
+    job.remove()

@@ -19,3 +19,30 @@ def test_pilot_glexec_and_payload_are_one_tree(running):
     for part in ("glexec", "condor_starter", "condor_startd", "condor_master", "glidein_startup.sh"):
         assert any(part in args for _, args in above), (part, above)
     assert {user for user in who if user not in ("root", "glexec")} <= {payload, pilot, "slurm", "condor", "sge"}
+
+
+#: Fills its directory: with one file until there is no more room, then with names until there are no more.
+FILLS = """#!/bin/sh
+head -c 1G /dev/zero > big; echo "bytes: $?"
+truncate -s 4096 big
+i=0; while : > name.$i; do i=$((i + 1)); [ $i -lt 100000 ] || break; done 2> /dev/null
+echo "names: $i"
+exit 7
+"""
+
+
+@pytest.mark.check("D5.4")
+@pytest.mark.stage(2)
+def test_a_payload_that_fills_its_directory_ends_and_the_next_one_runs(any_site, jobs, alice, bob, pilots):
+    """Where the pilot's jobs have their directories there is little room for a while: 16 MiB and 300 names."""
+    worker, place = next((host(name), place) for name in any_site.workers for place in pilots(any_site) and work_dirs(host(name)))
+    owner = ok(worker, "stat --format=uid=%%u,gid=%%g,mode=%%a %s/execute", place).strip()
+    ok(worker, "mount -t tmpfs -o size=16m,nr_inodes=300,%s tmpfs %s/execute", owner, place)
+    try:
+        here = f'requirements = TARGET.GLIDEIN_Worker == "{ok(worker, "hostname --fqdn").strip()}"'
+        full = jobs.submit(alice, any_site, FILLS, here).done()
+        assert full["ExitCode"] == 7
+        assert jobs.submit(bob, any_site, extra=here).done()["ExitCode"] == 0
+        until_none("what is left", lambda: ok(worker, "find %s/execute -mindepth 1", place))
+    finally:
+        ok(worker, "umount --lazy %s/execute", place)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, ok, until
 
 pytestmark = pytest.mark.stage(2)
@@ -73,3 +74,28 @@ def test_a_downtime_of_no_entry_is_refused(factory):
     done = factory.run("pilotbed-entry downtime nowhere")
     assert done.rc == 1
     assert "'nowhere' is none of ALL, " in done.stderr
+
+
+#: A table of its own at the site's router, whatever else it filters.
+CUT = "table inet pilotbed_test { chain cut { type filter hook forward priority -300; policy drop; }; }"
+
+
+@pytest.mark.check("D6.2")
+def test_a_site_that_is_cut_off_loses_its_slots_and_no_job(central, any_site, jobs, alice, pilots):
+    """Its router forwards nothing. The job's lease ends, its slots are forgotten; let in again, the job runs once more."""
+    router = host(any_site.router)
+    pilots(any_site)
+    job = jobs.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n", "job_lease_duration = 60")
+    worker, _ = job.holds(any_site)
+    before = job.ad()["NumJobStarts"]
+    ok(router, "nft %s", f"add {CUT}")
+    try:
+        with job.explained():
+            until("its job waits for another slot", lambda: job.status() == "idle", 300)
+            until("its slots are forgotten", lambda: not any_site.slots(central), 600)
+    finally:
+        ok(router, "nft delete table inet pilotbed_test")
+    until("no payload of before is left", lambda: worker.run("pgrep -f %s", job.hold).rc == 1)
+    job.holds(any_site)
+    assert job.ad()["NumJobStarts"] == before + 1
+    job.remove()

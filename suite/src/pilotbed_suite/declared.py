@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import re
@@ -84,6 +85,42 @@ def missing(name: str, there: Sequence[Socket]) -> list[str]:
         if str(entry["port"]).isdigit() and not entry.get("optional")
         and (entry["program"], entry["proto"], str(entry["port"])) not in found
     ]  # fmt: skip
+
+
+def units(node: Host) -> list[str]:
+    """Return what runs on a node, or is waited for: services, timers, sockets and paths, without the ends of names."""
+    listed = ok(
+        node, "systemctl list-units --state=active --type=service,timer,socket,path --no-legend --plain --full"
+    )
+    return sorted({line.split()[0].rpartition(".")[0] for line in listed.splitlines()})
+
+
+def logins(node: Host) -> list[str]:
+    """Return the accounts of a node that have a shell."""
+    accounts = (line.split(":") for line in ok(node, "getent passwd").splitlines())
+    return [account[0] for account in accounts if account[6].rpartition("/")[2] not in ("nologin", "false")]
+
+
+def rights(node: Host) -> list[str]:
+    """Return the rules of a node's sudo policy, as cvtsudoers writes them, without its settings."""
+    lines = ok(node, "cvtsudoers -f sudoers /etc/sudoers").replace("\\\n", " ").splitlines()
+    words = (" ".join(line.split()) for line in lines)
+    return [line for line in words if line and not line.startswith(("#", "Defaults"))]
+
+
+def strange(name: str, what: str, there: Sequence[str]) -> list[str]:
+    """Return what there is on a node and is not declared of it.
+
+    Args:
+        name: of the node.
+        what: key of ``grid_declared``, a list of shell patterns; of ``sudo`` a list of rules.
+        there: what there is.
+    """
+    known = declared()[name][what]
+    if what == "sudo":
+        return sorted(set(there) - set(known))
+    known = [re.sub(r"\.(service|timer|socket|path)$", "", pattern) for pattern in known]
+    return [one for one in there if not any(fnmatch.fnmatchcase(one, pattern) for pattern in known)]
 
 
 def links(name: str, node: Host, addresses: Mapping[str, str]) -> list[Link]:
