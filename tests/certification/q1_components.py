@@ -97,7 +97,7 @@ def test_who_asks_for_less_is_refused(daemon, less):
     assert "Authorized: " not in said
 
 
-#: Writes what goes through a host into a file, frame by frame, until it is told to stop. What stays on the host does not.
+#: Writes what goes through a host into a file, frame by frame, until it is told to stop; not what stays on the host.
 LISTENS = """
 import socket, sys
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import json
 import re
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilotbed.certificate.report import Link, Socket
+from pilotbed.watch import facts
 from testinfra.host import Host
 
 from . import CHECKOUT, GridError, ansible, ansible_environment
@@ -18,7 +18,6 @@ from .support import ok
 
 #: A host's part of what Ansible's callback "minimal" prints.
 _HOST = re.compile(r"^(\S+) \| SUCCESS => (\{.*?^\})", re.DOTALL | re.MULTILINE)
-_PROGRAM = re.compile(r'\("([^"]+)"')
 
 
 @functools.cache
@@ -36,44 +35,13 @@ def declared() -> dict[str, dict[str, Any]]:
     return {name: json.loads(json.loads(said)["msg"]) for name, said in _HOST.findall(done.stdout)}
 
 
-def _covers(ports: object, port: int) -> bool:
-    """Tell whether a declaration's ports hold a port; ``dynamic`` ones are what the kernel gives."""
-    if ports == "dynamic":
-        return True
-    for part in str(ports).split(","):
-        first, _, last = part.partition("-")
-        if int(first) <= port <= int(last or first):
-            return True
-    return False
-
-
-def protection(one: Socket, declarations: Sequence[Mapping[str, Any]]) -> str:
-    """Return how a socket is protected, as it is declared; "" if it is not.
-
-    What is declared for loopback must listen there only.
-    """
-    loopback = one.address.strip("[]").partition("%")[0].startswith(("127.", "::1"))
-    for entry in declarations:
-        if (
-            entry["program"] == one.program
-            and entry["proto"] == one.protocol
-            and _covers(entry["port"], one.port)
-            and (loopback or entry["from"] != "host")
-        ):
-            return str(entry["protected"])
-    return ""
-
-
 def sockets(name: str, node: Host) -> list[Socket]:
     """Return every socket that listens on a node, with what is declared of it, one a program and address."""
-    found = {}
-    for line in ok(node, "ss -H -l -n -t -u -p").splitlines():
-        protocol, _, _, _, local, _, *rest = line.split(maxsplit=6)
-        address, _, port = local.rpartition(":")
-        program = _PROGRAM.search(rest[0] if rest else "")
-        one = Socket(name, protocol, address, int(port), program[1] if program else "-")
-        found[one] = Socket(**{**vars(one), "declared": protection(one, declared()[name]["sockets"])})
-    return sorted(found.values(), key=lambda one: (one.protocol, one.port, one.address, one.program))
+    known = declared()[name]["sockets"]
+    return [
+        Socket(name, one.protocol, one.address, one.port, one.program, facts.protection(one, known))
+        for one in facts.listeners(ok(node, facts.SOCKETS))
+    ]
 
 
 def missing(name: str, there: Sequence[Socket]) -> list[str]:
@@ -89,10 +57,7 @@ def missing(name: str, there: Sequence[Socket]) -> list[str]:
 
 def units(node: Host) -> list[str]:
     """Return what runs on a node, or is waited for: services, timers, sockets and paths, without the ends of names."""
-    listed = ok(
-        node, "systemctl list-units --state=active --type=service,timer,socket,path --no-legend --plain --full"
-    )
-    return sorted({line.split()[0].rpartition(".")[0] for line in listed.splitlines()})
+    return facts.units(ok(node, facts.UNITS))
 
 
 def logins(node: Host) -> list[str]:
@@ -119,8 +84,7 @@ def strange(name: str, what: str, there: Sequence[str]) -> list[str]:
     known = declared()[name][what]
     if what == "sudo":
         return sorted(set(there) - set(known))
-    known = [re.sub(r"\.(service|timer|socket|path)$", "", pattern) for pattern in known]
-    return [one for one in there if not any(fnmatch.fnmatchcase(one, pattern) for pattern in known)]
+    return facts.undeclared(there, known)
 
 
 def links(name: str, node: Host, addresses: Mapping[str, str]) -> list[Link]:
