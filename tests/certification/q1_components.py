@@ -139,7 +139,7 @@ def keys(pem):
 @pytest.mark.check("D1.3")
 @pytest.mark.stage(2)
 def test_no_key_is_on_the_wire_while_a_pilot_and_a_job_start(grid, submit, any_site, jobs, alice, pilots):
-    """At the site's router and the relay, while a new pilot fetches what it needs, and a job gets its proxy and its files.
+    """At the site's router and the relay, while a new pilot fetches what it needs, and a job gets its proxy and files.
 
     The same words are heard when somebody sends a key in the clear: the control.
     """
@@ -155,6 +155,7 @@ def test_no_key_is_on_the_wire_while_a_pilot_and_a_job_start(grid, submit, any_s
         secrets = ["PRIVATE KEY-----", *keys(payloads), *keys(users), *keys(pilots_own)]
         assert which(["HTTP/1."]) == set(hops), "the stage area is fetched in the clear, and signed"
         assert which(secrets) == set()
-        worker.run("curl --silent --max-time 20 --data-binary %s http://%s/", users, grid.fqdn(grid.names("factory")[0]))
+        server = grid.fqdn(grid.names("factory")[0])
+        worker.run("curl --silent --max-time 20 --data-binary %s http://%s/", users, server)
         until("the router hears it", lambda: any_site.router in which(secrets))
     job.remove()

@@ -1,7 +1,8 @@
 """Question 5: which processes belong to which pilot."""
 
 import pytest
-from pilotbed_suite.support import ok
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import ok, until_none, work_dirs
 
 
 @pytest.mark.check("D5.1")
@@ -35,7 +36,8 @@ exit 7
 @pytest.mark.stage(2)
 def test_a_payload_that_fills_its_directory_ends_and_the_next_one_runs(any_site, jobs, alice, bob, pilots):
     """Where the pilot's jobs have their directories there is little room for a while: 16 MiB and 300 names."""
-    worker, place = next((host(name), place) for name in any_site.workers for place in pilots(any_site) and work_dirs(host(name)))
+    pilots(any_site)
+    worker, place = next((host(name), place) for name in any_site.workers for place in work_dirs(host(name)))
     owner = ok(worker, "stat --format=uid=%%u,gid=%%g,mode=%%a %s/execute", place).strip()
     ok(worker, "mount -t tmpfs -o size=16m,nr_inodes=300,%s tmpfs %s/execute", owner, place)
     try:

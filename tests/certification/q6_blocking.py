@@ -82,7 +82,7 @@ CUT = "table inet pilotbed_test { chain cut { type filter hook forward priority 
 
 @pytest.mark.check("D6.2")
 def test_a_site_that_is_cut_off_loses_its_slots_and_no_job(central, any_site, jobs, alice, pilots):
-    """Its router forwards nothing. The job's lease ends, its slots are forgotten; let in again, the job runs once more."""
+    """Its router forwards nothing: the job's lease ends, its slots are forgotten. Let in again, the job runs again."""
     router = host(any_site.router)
     pilots(any_site)
     job = jobs.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n", "job_lease_duration = 60")
