@@ -22,8 +22,9 @@ def victim():
 def told(node, since):
     """What both the file and the journal tell of a node since then (seconds, Unix)."""
     lines = node.run("tail --lines 1000 %s", ALERTS).stdout.splitlines()
-    journal = ok(node, "journalctl --identifier pilotbed-watch --priority alert --since @%s --output cat", str(int(since)))
-    return [line for _, _, line in (line.partition(" ") for line in lines) if line in journal.splitlines()]
+    asked = "journalctl --identifier pilotbed-watch --priority alert --since @%s --output cat"
+    journal = set(ok(node, asked, str(int(since))).splitlines())
+    return [line for _, _, line in (line.partition(" ") for line in lines) if line in journal]
 
 
 @pytest.fixture(scope="module")
