@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         watch = Watch(json.loads(options.settings.read_text()), options.state, _run)
+        options.state.mkdir(mode=0o700, exist_ok=True)
         if options.what == "accept":
             for line in watch.accept():
                 print(line)
