@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from pilotbed_suite import declared
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, as_user, ok, until
+from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, until_none, work_dirs
 
 #: Ways to talk to a daemon with less than it requires, as a client may be configured.
 LESS = {
@@ -120,7 +120,7 @@ def heard(nodes):
     def which(words):
         asked = "grep --text --only-matching --fixed-strings --file=/dev/stdin %s | sort -u | wc -l"
         given = shlex.quote("\n".join(words))
-        return {name for name, node in nodes.items() if ok(node, f"printf %s {given} | {asked}", path) != "0\n"}
+        return {name for name, node in nodes.items() if ok(node, f"printf %%s {given} | {asked}", path) != "0\n"}
 
     try:
         yield which
@@ -146,6 +146,7 @@ def test_no_key_is_on_the_wire_while_a_pilot_and_a_job_start(grid, submit, any_s
     factory, frontend = grid.node("factory"), grid.node("frontend")
     hops = {name: host(name) for name in {any_site.router, *grid.names("relay")}}
     factory.run("pilotbed-factory-pool condor_rm -constraint %s", f'GlideinEntryName == "{any_site.name}"')
+    until_none("a pilot of before runs", lambda: [work for name in any_site.workers for work in work_dirs(host(name))])
     with heard(hops) as which:
         job = jobs.submit(alice, any_site, f"#!/bin/sh\ncat $X509_USER_PROXY > /tmp/proxy.pem\n{HOLD}\n")
         worker, process = job.holds(any_site)

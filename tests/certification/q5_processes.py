@@ -26,7 +26,7 @@ def test_pilot_glexec_and_payload_are_one_tree(running):
 FILLS = """#!/bin/sh
 head -c 1G /dev/zero > big; echo "bytes: $?"
 truncate -s 4096 big
-i=0; while : > name.$i; do i=$((i + 1)); [ $i -lt 100000 ] || break; done 2> /dev/null
+i=0; while true > name.$i; do i=$((i + 1)); [ $i -lt 100000 ] || break; done 2> /dev/null
 echo "names: $i"
 exit 7
 """
