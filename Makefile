@@ -21,7 +21,7 @@ training := .venv/bin/python -m pilotbed_training
 part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
 .PHONY: test lint unit services test-lab test-glexec mini grid traversal ready
-.PHONY: lesson hint check reset test-training
+.PHONY: lesson hint check reset test-training test-certification
 .PHONY: ready-test certify box test-vagrant molecule matrix bench bench-claims bench-relay bench-glexec
 
 help: ## this list
@@ -85,7 +85,7 @@ lint services mini grid traversal: ready
 lint unit services mini grid traversal:
 	@$(part) $@
 
-test-lab test-glexec test-training: ready
+test-lab test-glexec test-training test-certification: ready
 	@$(part) $(@:test-%=%)
 
 # Each is a part of the suite: suite/src/pilotbed_suite/parts.py
@@ -95,6 +95,7 @@ services: ## a real server or pilot, started inside the test
 test-lab: ## the life of a lab of two nodes, and of two labs
 test-glexec: ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
 test-training: ## every lesson: its fault in, another solution, its own; deploys inventory/mini first
+test-certification: ## every fault that the certificate must find, planted on inventory/mini and taken back
 mini: ## the grid on three machines, in a lab of its own: services that share hosts
 grid: ## the running grid, asked as its users do (boots the lab first, if need be)
 traversal: ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)

@@ -152,9 +152,10 @@ PARTS = (
     Part("glexec", "host", (_tests("tests/glexec"),), ("tests/glexec", "tests/pki.py", "docs", *_DEPLOYED, *_LAB)),
     *(_scenario(name, "site") for name in scenarios()),
     Part(
-        "mini", "site", (_UP, _tests("tests/mini", *_ANY_SITE, *_LESSONS), _DESTROY),
+        "mini", "site", (_UP, _tests("tests/mini", *_ANY_SITE, "tests/planted", *_LESSONS), _DESTROY),
         (
-            "tests/mini", "tests/training", "training", *_ANY_SITE, "tests/grid/conftest.py", "tests/grid/desk.py",
+            "tests/mini", "tests/planted", "tests/certification", "tests/training", "training", *_ANY_SITE,
+            "tests/grid/conftest.py", "tests/grid/desk.py",
             *_DEPLOYED, *_LAB,
         ),
         _MINI,
@@ -171,6 +172,11 @@ PARTS = (
 
 #: Only when they are asked for.
 ON_DEMAND = (
+    Part(
+        "certification", "host", (_UP, _tests("tests/planted")),
+        ("tests/planted", "tests/certification", *_DEPLOYED, *_LAB),
+        {**_MINI, "PLANTED": "all"},
+    ),
     Part("training", "host", (_UP, _tests("tests/training")), ("tests/training", "training", *_DEPLOYED, *_LAB), _MINI),
 )
 
