@@ -25,7 +25,6 @@ from pilotbed.certificate.report import (
     parse,
 )
 from pilotbed_suite import CHECKOUT, certify
-from pilotbed_suite.declared import protection
 
 EVIDENCE = Evidence("ce", "echo '<script>alert(1)</script>'", 1, "<script>alert(1)</script> & more", 0.1, 3)
 CHECKS = (
@@ -156,25 +155,3 @@ def test_every_mark_is_a_check_and_every_check_has_its_section() -> None:
     questions, checks = certify.catalogue()
     assert set(marked()) <= set(checks)
     assert all(set(one) == {"question", "asks", "proves"} and one["question"] in questions for one in checks.values())
-
-
-@pytest.mark.parametrize(
-    ("address", "port", "program", "expected"),
-    [
-        ("0.0.0.0", 443, "arched", "TLS"),
-        ("[::]", 20050, "arched", "range"),
-        ("0.0.0.0", 20100, "arched", ""),
-        ("0.0.0.0", 443, "nc", ""),
-        ("127.0.0.1", 9701, "relay", "loopback"),
-        ("0.0.0.0", 9701, "relay", ""),
-        ("*", 51234, "squid", "dynamic"),
-    ],
-)
-def test_a_socket_is_as_protected_as_its_declaration_says(address: str, port: int, program: str, expected: str) -> None:
-    declarations = [
-        {"program": "arched", "proto": "tcp", "port": 443, "from": "any", "protected": "TLS"},
-        {"program": "arched", "proto": "tcp", "port": "20000-20099,30000", "from": "any", "protected": "range"},
-        {"program": "relay", "proto": "tcp", "port": 9701, "from": "host", "protected": "loopback"},
-        {"program": "squid", "proto": "tcp", "port": "dynamic", "from": "nobody", "protected": "dynamic"},
-    ]
-    assert protection(Socket("n", "tcp", address, port, program), declarations) == expected

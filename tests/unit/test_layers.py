@@ -24,7 +24,7 @@ PARTS = {
 #: The product's rooms from bottom to top; one imports from lower layers only.
 LAYERS = (
     ("certificate", "dn", "files", "lean", "settings"),
-    ("service",),
+    ("service", "watch"),
     ("batch", "lcmaps", "pool", "x509"),
     ("daemon", "gridtools", "protocol", "proxy"),
     ("ca", "mapping", "relay"),

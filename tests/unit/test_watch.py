@@ -15,7 +15,7 @@ SS = """\
 tcp   LISTEN 0      128                   0.0.0.0:22         0.0.0.0:*    users:(("sshd",pid=63,fd=6))
 tcp   LISTEN 0      128             127.0.0.53%lo:53         0.0.0.0:*    users:(("systemd-resolve",pid=34,fd=20))
 tcp   LISTEN 0      128                      [::]:2049          [::]:*
-udp   UNCONN 0      0                     0.0.0.0:4242       0.0.0.0:*    users:(("python3",pid=1,fd=3),("python3",pid=2,fd=3))
+udp   UNCONN 0      0                     0.0.0.0:4242       0.0.0.0:*    users:(("python3",pid=1,fd=3),("sh",pid=2,fd=3))
 """
 UNITS = """\
 ssh.service loaded active running OpenBSD Secure Shell server
@@ -42,10 +42,26 @@ def test_every_listener_is_read_once() -> None:
     assert [bool(facts.protection(one, DECLARED["sockets"])) for one in found] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "192.0.2.1", "[::]", "*"])
-def test_what_is_declared_for_loopback_listens_nowhere_else(address: str) -> None:
-    one = facts.Listener("tcp", 53, address, "systemd-resolve")
-    assert facts.protection(one, DECLARED["sockets"]) == ""
+@pytest.mark.parametrize(
+    ("address", "port", "program", "expected"),
+    [
+        ("0.0.0.0", 443, "arched", "TLS"),
+        ("[::]", 20050, "arched", "range"),
+        ("0.0.0.0", 20100, "arched", ""),
+        ("0.0.0.0", 443, "nc", ""),
+        ("127.0.0.1", 9701, "relay", "loopback"),
+        ("0.0.0.0", 9701, "relay", ""),
+        ("*", 51234, "squid", "dynamic"),
+    ],
+)
+def test_a_socket_is_as_protected_as_its_declaration_says(address: str, port: int, program: str, expected: str) -> None:
+    declarations: list[dict[str, Any]] = [
+        {"program": "arched", "proto": "tcp", "port": 443, "from": "any", "protected": "TLS"},
+        {"program": "arched", "proto": "tcp", "port": "20000-20099,30000", "from": "any", "protected": "range"},
+        {"program": "relay", "proto": "tcp", "port": 9701, "from": "host", "protected": "loopback"},
+        {"program": "squid", "proto": "tcp", "port": "dynamic", "from": "nobody", "protected": "dynamic"},
+    ]
+    assert facts.protection(facts.Listener("tcp", port, address, program), declarations) == expected
 
 
 def test_units_are_compared_without_their_endings() -> None:
@@ -63,7 +79,7 @@ class Host:
 
     def __call__(self, command: str) -> tuple[int, str]:
         self.asked.append(command)
-        return self.said[command.split()[0].rpartition("/")[2]]
+        return self.said[command.split(maxsplit=1)[0].rpartition("/")[2]]
 
 
 @pytest.fixture
