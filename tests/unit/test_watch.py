@@ -15,7 +15,7 @@ SS = """\
 tcp   LISTEN 0      128                   0.0.0.0:22         0.0.0.0:*    users:(("sshd",pid=63,fd=6))
 tcp   LISTEN 0      128             127.0.0.53%lo:53         0.0.0.0:*    users:(("systemd-resolve",pid=34,fd=20))
 tcp   LISTEN 0      128                      [::]:2049          [::]:*
-udp   UNCONN 0      0                     0.0.0.0:4242       0.0.0.0:*    users:(("python3",pid=1,fd=3),("sh",pid=2,fd=3))
+udp   UNCONN 0      0                     0.0.0.0:4242       0.0.0.0:*    users:(("python3",pid=1),("sh",pid=2))
 """
 UNITS = """\
 ssh.service loaded active running OpenBSD Secure Shell server
