@@ -96,7 +96,7 @@ class Service:
         self._started: list[subprocess.Popen[bytes]] = []
         if not bed.path("/etc/pilotbed/mapping.toml").exists():
             self._install()
-        bed.root(f": >{LOG}; /usr/libexec/pilotbed/mapping-trust; nginx")
+        bed.root(f": >{LOG}; /usr/libexec/pilotbed/nginx-trust; nginx")
         self.start()
 
     def _install(self) -> None:
@@ -165,9 +165,9 @@ class Service:
         self.bed.root("pkill -KILL -x nginx || true; rm -f /run/*.sock /run/nginx.pid /etc/nginx/sites-enabled/bare")
 
     def reload(self) -> None:
-        """Do what pilotbed-mapping-trust.path and systemctl would after a CRL was fetched."""
+        """Do what pilotbed-nginx-trust.path and systemctl would after a CRL was fetched."""
         before = self.bed.root("pgrep -f 'nginx: worker' || true").split()
-        self.bed.root("/usr/libexec/pilotbed/mapping-trust; nginx -s reload")
+        self.bed.root("/usr/libexec/pilotbed/nginx-trust; nginx -s reload")
         until("nginx has new workers", lambda: not set(before) & set(self.bed.root("pgrep -f 'nginx: worker'").split()))
 
     def lines(self) -> list[str]:
