@@ -27,7 +27,7 @@ LAYERS = (
     ("service", "watch"),
     ("batch", "lcmaps", "pool", "x509"),
     ("daemon", "gridtools", "protocol", "proxy"),
-    ("ca", "mapping", "relay"),
+    ("ca", "logs", "mapping", "relay"),
     ("glexec", "glidein"),
     ("factory", "frontend", "trace"),
 )
