@@ -278,9 +278,11 @@ class Verdict:
     """What `verify` has found: a sentence for each thing that does not fit; and how much does."""
 
     wrong: list[str] = field(default_factory=list)
+    begin: int = 0  # number of the chain's first line; those before have been forgotten
     lines: int = 0
     records: int = 0
-    waiting: int = 0
+    waiting: int = 0  # records that came too late for their line
+    older: int = 0  # records whose lines have been forgotten
     nodes: set[str] = field(default_factory=set)
 
 
@@ -309,6 +311,7 @@ def links(directory: Path, seen: Mapping[int, str], oldest: float, verdict: Verd
                 continue  # it is being written, or was cut off
         n = line.n if line else place
         if head is None:
+            verdict.begin = n
             if line and n and line.time > oldest:
                 verdict.wrong.append(f"the chain begins with line {n} of {_when(line.time)}: those before are missing")
             if line and not n and line.prev != NOTHING:
@@ -362,9 +365,14 @@ def compare(node: str, lines: list[Line], records: Iterable[Record], oldest: flo
     record = next(waiting, None)
     begun = False  # something is there: what is older than the rest may be gone
     for line in lines:
+        others = []
         while record and record.number < line.first:
-            _say(verdict, node, [record.number], "in no line of the chain: put in later")
+            others.append(record.number)
             record = next(waiting, None)
+        if others and verdict.begin and line is lines[0]:
+            verdict.older += len(others)
+        elif others:
+            _say(verdict, node, others, "in no line of the chain: put in later")
         here: dict[int, bytes] = {}
         while record and record.number < line.first + line.count:
             here[record.number] = record.digest

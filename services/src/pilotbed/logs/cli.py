@@ -146,7 +146,9 @@ def _verify(settings: Settings, node: str, oldest: float, now: float, verdict: V
         broken: list[str] = []
         first = chains.compare(node, lines.get(source, []), _all(here, broken), oldest, verdict)
         verdict.wrong += [f"{node}: {what}" for what in broken]
-        late = [file for file in here if first and file.tail >= first and _changed(file) < now - PATIENCE]
+        # Of what is older than the chain's beginning there may be files, but no lines.
+        since = oldest if verdict.begin else 0
+        late = [file for file in here if first and file.tail >= first and since <= _changed(file) < now - PATIENCE]
         if late:
             what = "have been there for a while, and never came into the chain"
             verdict.wrong.append(f"{node}: records from {first} on, of {late[0].path}, {what}")
@@ -201,6 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for what in verdict.wrong:
         print("".join(sign if sign.isprintable() else "?" for sign in what))
-    print(f"{verdict.lines} lines, {verdict.records} records of {len(verdict.nodes)} nodes; {verdict.waiting} more wait for "
-          f"a line; {len(seen)} heads seen elsewhere; {len(verdict.wrong) or 'nothing'} wrong")  # fmt: skip
+    counted = (
+        f"{verdict.lines} lines, {verdict.records} records of {len(verdict.nodes)} nodes",
+        f"{verdict.waiting} more wait for a line",
+        f"{verdict.older} are older than the chain",
+        f"{len(seen)} heads seen elsewhere",
+        f"{len(verdict.wrong) or 'nothing'} wrong",
+    )
+    print("; ".join(counted))
     return 1 if verdict.wrong else 0

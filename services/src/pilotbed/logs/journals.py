@@ -21,7 +21,7 @@ from typing import IO
 NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: The first fields of a journal's header, little-endian (systemd.io/JOURNAL_FILE_FORMAT): signature, compatible and
 #: incompatible flags, state, file, machine and boot id, seqnum_id, sizes and offsets, n_entries, tail and head seqnum.
-_HEADER = struct.Struct("<8sIIB7x16s16s16s16s8Q3Q")
+HEADER = struct.Struct("<8sIIB7x16s16s16s16s8Q3Q")
 _SIGNATURE = b"LPKSHHRH"
 
 #: Bytes that are read at a time.
@@ -80,14 +80,14 @@ def header(path: Path) -> File | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as stream:
-            data = stream.read(_HEADER.size)
+            data = stream.read(HEADER.size)
     except FileNotFoundError:  # it has just been rotated, and is there by another name
         return None
     except OSError as error:
         raise Broken(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) < _HEADER.size or not data.startswith(_SIGNATURE):
+    if len(data) < HEADER.size or not data.startswith(_SIGNATURE):
         raise Broken(f"{path} is no journal")
-    said = _HEADER.unpack(data)
+    said = HEADER.unpack(data)
     source, (entries, tail, head) = said[7].hex(), said[-3:]
     if not entries and not tail:
         return None
@@ -173,11 +173,13 @@ def exported(stream: IO[bytes]) -> Iterator[Record]:
             digests, cursor = set(), None
         elif b"=" not in line:
             digests.add(_binary(line, stream))
-        elif line.startswith(b"__CURSOR="):
-            cursor = _CURSOR.match(line)
         elif not line.startswith(b"__") or line.startswith(_TIMES):
             digests.add(_text(line, stream))
-    if digests:
+        elif not line.endswith(b"\n"):
+            raise Broken("a record is cut off")
+        elif line.startswith(b"__CURSOR="):
+            cursor = _CURSOR.match(line)
+    if digests or cursor:
         raise Broken("a record is cut off")
 
 

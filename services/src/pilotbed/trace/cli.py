@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from .records import Payload
 T = TypeVar("T")
 
 _HISTORY = "GlobalJobId,Owner,x509userproxysubject,ExitCode,JobStatus,RemoteUserCpu,RemoteSysCpu,RemoteWallClockTime"
+
+#: A directory of this name in a directory of journals is of one machine, whichever (sd_journal_open_directory(3)).
+_MACHINE_ID = re.compile("[0-9a-f]{32}")
 
 
 def moment(text: str) -> float:
@@ -52,15 +56,44 @@ class LeftOut:
                     yield one
 
 
-def read_journal(directory: Path | None, since: float, left_out: LeftOut, *matches: str) -> Iterator[Payload]:
-    """Yield the payloads that ended after ``since``, as the journal has them. Raises OSError."""
+def places(directory: Path | None, node: str) -> list[tuple[Path | None, str]]:
+    """Return each directory with journals, and whose they are, if it is said there; those of ``node`` alone, if given.
+
+    Where journals are collected each node has a directory of its name, in which nobody else can write (docs/logs.md):
+    of which host a record says it is, is its sender's word.
+
+    Raises:
+        OSError: there is no such directory.
+    """
+    if directory is None:
+        return [(None, "")]
+    whole = directory.resolve()
+    if (whole / f"{whole.name}.journal").exists():
+        return [(directory, whole.name)]
+    found = [path for path in sorted(directory.iterdir())
+             if path.is_dir() and not _MACHINE_ID.fullmatch(path.name) and any(path.glob("*.journal"))]  # fmt: skip
+    if not found:
+        return [(directory, "")]
+    return [(path, path.name) for path in found if not node or path.name == node.partition(".")[0]]
+
+
+def read_journal(
+    directory: Path | None, since: float, left_out: LeftOut, *matches: str, node: str = ""
+) -> Iterator[Payload]:
+    """Yield the payloads that ended after ``since``, as the journal has them; on ``node``, if given.
+
+    Raises:
+        OSError: journalctl says that it cannot read it.
+        ValueError: what it shows ends within an entry.
+    """
     fields = ",".join(["_UID", "_HOSTNAME", "SYSLOG_IDENTIFIER", *(f"GLEXEC_{name}" for name in records.FIELDS)])
     command = ["journalctl", "--quiet", "--no-pager", "--output=export", f"--output-fields={fields}",
                f"--since=@{int(since)}", *([f"--directory={directory}"] if directory else []),
                *records.MATCHES, *matches]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        yield from left_out.read(records.payload, records.exported(process.stdout))  # type: ignore[arg-type]
+        entries = records.exported(process.stdout)  # type: ignore[arg-type]
+        yield from left_out.read(lambda entry: records.payload(entry, node), entries)
     if process.returncode:
         raise OSError(f"journalctl ended with {process.returncode}")
 
@@ -112,7 +145,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--since", type=moment, metavar="TIME", help="not before (default: a day ago)")
     parser.add_argument("--until", type=moment, metavar="TIME", help="not after (default: now)")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--directory", type=Path, help="collected journals; default: this node's own")
+    source.add_argument(
+        "--directory", type=Path, help="collected journals, one a node; default: this node's own"
+    )
     source.add_argument("--records", type=argparse.FileType(), help="what --json has printed elsewhere; - is stdin")
     parser.add_argument("--batch", type=Path, metavar="FILE", help="records of the batch system; default: asks it")
     parser.add_argument("--condor", action="store_true", help="join this submit host's condor_history")
@@ -139,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = arguments(argv)
     named = {"TARGET": asked.account, "DN": asked.dn}
     matches = [f"GLEXEC_{name}={value}" for name, value in named.items() if value]
-    left_out = LeftOut()
+    left_out, code = LeftOut(), 0
     try:
         if asked.records:
             given = json.load(asked.records)
@@ -147,7 +182,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"{asked.records.name}: not what --json prints, a list")
             found = list(left_out.read(records.from_json, given))
         else:
-            found = list(read_journal(asked.directory, asked.since, left_out, *matches))
+            found = []
+            for place, node in places(asked.directory, asked.node):
+                try:
+                    found += read_journal(place, asked.since, left_out, *matches, node=node)
+                except (OSError, ValueError) as error:
+                    if not node:
+                        raise
+                    print(f"pilotbed-trace: not all of {node}, in {place}: {error}", file=sys.stderr)
+                    code = 1
             found += [] if asked.directory else read_running(left_out)
         found = records.chosen(
             found, node=asked.node, dn=asked.dn, account=asked.account, since=asked.since, until=asked.until
@@ -160,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if left_out.count:
         print(f"pilotbed-trace: {left_out.count} records left out; of the first, {left_out.first}", file=sys.stderr)
     print(json.dumps(records.as_json(found), indent=1) if asked.json else records.table(found))
-    return 0
+    return code

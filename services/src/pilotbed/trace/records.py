@@ -95,8 +95,8 @@ def exported(stream: BinaryIO) -> Iterator[dict[str, str]]:
         yield entry
 
 
-def payload(entry: Mapping[str, str]) -> Payload | None:
-    """Return the payload of a journal entry; None if it is no record of one.
+def payload(entry: Mapping[str, str], node: str = "") -> Payload | None:
+    """Return the payload of a journal entry, on ``node`` or where the entry says; None if it is no record of one.
 
     Refused calls ran nothing, and are none. What root has not written is none, whatever it says.
 
@@ -110,8 +110,8 @@ def payload(entry: Mapping[str, str]) -> Payload | None:
         return None
     start = _amount(found["STARTED"], "STARTED")
     return Payload(
-        node=entry.get("_HOSTNAME", ""), account=found["TARGET"], dn=found["DN"], fqan=found["FQAN"], id=found["ID"],
-        pilot_account=found["CALLER"], pilot=found["PILOT"], batch=found["BATCH"], start=start,
+        node=node or entry.get("_HOSTNAME", ""), account=found["TARGET"], dn=found["DN"], fqan=found["FQAN"],
+        id=found["ID"], pilot_account=found["CALLER"], pilot=found["PILOT"], batch=found["BATCH"], start=start,
         end=start + _amount(found["WALL"], "WALL"), cpu=_amount(found["CPU"], "CPU"),
         memory=_whole(found["MEMORY"], "MEMORY"), exit=_whole(found["EXIT"], "EXIT", -(1 << 31)),
         ended=found["ENDED"], reason=found["REASON"],
