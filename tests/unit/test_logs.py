@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import io
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pilotbed.logs import chain as chains
-from pilotbed.logs import cli, journals
+from pilotbed.logs import cli, journals, upload
 from pilotbed.logs.chain import Chain, Verdict
 from pilotbed.logs.cli import Settings
 from pilotbed.logs.journals import HEADER, Broken, Record
@@ -26,13 +31,12 @@ NOW = 1_800_000_000.0
 DAY = 86400
 
 #: Shows what stands behind the header of a journal as these tests write it; the file is open, and named by descriptor.
-JOURNALCTL = f"""#!{sys.executable}
-import sys
-path = [word for word in sys.argv if word.startswith("--file=")][0].partition("=")[2]
-data = open(path, "rb").read()[{HEADER.size}:]
-if data.startswith(b"BROKEN"):
-    sys.exit("Failed to iterate through journal: Bad message")
-sys.stdout.buffer.write(data)
+JOURNALCTL = f"""#!/bin/sh
+for word; do case $word in --file=*) file=${{word#--file=}};; esac; done
+case $(tail -c +{HEADER.size + 1} "$file" | head -c 6 | tr -d '\\0') in
+BROKEN) echo Failed to iterate through journal: Bad message >&2; exit 1;;
+esac
+exec tail -c +{HEADER.size + 1} "$file"
 """
 
 
@@ -462,3 +466,150 @@ def test_the_command_says_what_is_wrong_by_its_exit_code(filled: Settings, capsy
 
 def test_a_verdict_starts_with_nothing_wrong() -> None:
     assert Verdict() == Verdict([])
+
+
+# -- what a node sends
+
+
+def sent(*entries: bytes) -> list[upload.Outgoing]:
+    return list(upload.outgoing(io.BytesIO(b"".join(entries))))
+
+
+def test_records_are_sent_as_they_are() -> None:
+    odd = [entry(1), entry(2, b"\0\n\xff"), entry(3, b"x" * 200_000), entry(4, b"\n" * 200_000)]
+    found = sent(*odd)
+    assert [record.data for record in found] == odd
+    assert [record.cursor for record in found] == [f"s={SOURCE};i={n};b=0;m=0;t=0;x=0" for n in (1, 2, 3, 4)]
+
+
+def test_of_a_record_with_too_many_fields_the_collector_gets_what_it_takes() -> None:
+    """journald takes 1024 of a user's, and adds its own; systemd-journal-remote takes 1024 in all."""
+    many = "".join(f"F{n}=v\n" for n in range(1023)) + "_UID=0\n_HOSTNAME=wn1\n"
+    one, other = sent(entry(1, others=many), entry(2))
+    lines = one.data.splitlines()
+    assert len(lines) < 1000
+    assert {b"MESSAGE=message 1", b"_UID=0", b"_HOSTNAME=wn1", b"PILOTBED_LEFT_OUT=124"} <= set(lines)
+    assert other.data == entry(2)
+
+
+@pytest.mark.parametrize("letter", [b"x", b"\n"])
+def test_a_field_that_is_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch, letter: bytes) -> None:
+    monkeypatch.setattr(upload, "LARGEST_FIELD", 1 << 17)
+    one, other = sent(entry(1, letter * (1 << 20), others="_UID=0\n"), entry(2))
+    assert one.data.endswith(b"\n_UID=0\nPILOTBED_LEFT_OUT=1\n\n")
+    assert other.data == entry(2)
+
+
+def test_a_record_that_is_too_large_lacks_its_last_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "LARGEST_RECORD", 1 << 20)
+    (one,) = sent(entry(1, b"x" * 600_000, others=f"A={'y' * 600_000}\nB=z\n"))
+    assert one.data.endswith(b"xx\nB=z\nPILOTBED_LEFT_OUT=1\n\n")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_sent_or_left_out(data: bytes) -> None:
+    for record in sent(entry(1) + data):
+        assert record.cursor
+        assert record.data.endswith(b"\n\n")
+
+
+def test_a_request_ends_with_a_whole_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "RECORDS", 3)
+    records = iter(sent(*(entry(number) for number in range(1, 6))))
+    for expected, full in (([1, 2, 3], True), ([4, 5], False)):
+        batch = upload.Batch(next(records), records)
+        assert b"".join(batch) == b"".join(map(entry, expected))
+        assert (batch.full, f";i={expected[-1]};" in batch.cursor) == (full, True)
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes what is sent, or answers otherwise."""
+
+    taken: ClassVar[list[bytes]] = []
+    code: ClassVar[int] = 202
+
+    def do_POST(self) -> None:
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        if self.code == 202:
+            self.taken.append(body)
+        self.send_response(self.code)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"n=7 head={'a' * 64}\n".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def uploader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[upload.Uploader]:
+    """One whose collector is here, without TLS, and whose journal is a file."""
+    Collector.taken, Collector.code = [], 202
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    plain = http.client.HTTPConnection
+
+    def connection(host: str, port: int, context: ssl.SSLContext, timeout: float) -> http.client.HTTPConnection:
+        return plain(host, port, timeout=timeout)
+
+    monkeypatch.setattr(http.client, "HTTPSConnection", connection)
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", lambda *_: None)
+    (tmp_path / "journalctl").write_text(f"""#!{sys.executable}
+import sys
+after = [int(word.split(";i=")[1].split(";")[0], 16) for word in sys.argv if word.startswith("--after")]
+data = open("{tmp_path}/own", "rb").read().split(b"\\n\\n")[:-1]
+sys.stdout.buffer.write(b"".join(one + b"\\n\\n" for one in data[(after or [0])[0]:]))
+sys.exit({"1" if "broken" in str(tmp_path) else "0"})
+""")
+    (tmp_path / "journalctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    port = server.server_address[1]
+    yield upload.Uploader("127.0.0.1", port, tmp_path, tmp_path, tmp_path, tmp_path / "cursor", 600.0)
+    server.shutdown()
+    server.server_close()
+
+
+def test_nothing_is_lost_and_nothing_sent_twice(uploader: upload.Uploader) -> None:
+    own = uploader.state.with_name("own")
+    own.write_bytes(entry(1) + entry(2))
+    Collector.code = 502
+    for _ in range(2):
+        with pytest.raises(upload.Refused, match="502"):
+            uploader.turn()
+    assert not uploader.state.exists()
+    Collector.code = 202
+    uploader.turn()
+    uploader.turn()
+    own.write_bytes(b"".join(map(entry, range(1, 12))))
+    uploader.turn()
+    assert b"".join(Collector.taken) == own.read_bytes()
+
+
+def test_who_is_away_is_asked_again(uploader: upload.Uploader) -> None:
+    uploader.state.with_name("own").write_bytes(entry(1))
+    port, uploader.port = uploader.port, 1
+    with pytest.raises(upload.Refused, match="refused"):
+        uploader.turn()
+    uploader.port = port
+    uploader.turn()
+    assert Collector.taken == [entry(1)]
+
+
+def test_the_chains_head_is_remembered(uploader: upload.Uploader, caplog: pytest.LogCaptureFixture) -> None:
+    uploader.state.with_name("own").write_bytes(b"")
+    caplog.set_level("INFO")
+    for _ in range(3):
+        uploader.turn()
+    assert [chains.heads(line) for line in caplog.messages] == [{7: "a" * 64}]
+
+
+def test_a_journal_that_is_broken_is_said_to_be(uploader: upload.Uploader) -> None:
+    uploader.state.with_name("own").write_bytes(b"")
+    with pytest.raises(upload.Refused, match="journalctl ended with 1"):
+        uploader.turn()

@@ -1,5 +1,6 @@
-"""pilotbed-log: shows that what the collector has of the nodes' journals is what came in.
+"""pilotbed-log: every node's journal in one place, and what shows that it is there as it came in.
 
-``journals`` reads the nodes' journals, record by record; ``chain`` writes a line for every few of them, each with the
-hash of the line before, and finds what does not fit; ``cli`` is the command.
+``upload`` sends a node's journal to the collector. There ``journals`` reads those of all nodes, record by record;
+``chain`` writes a line for every few of them, each with the hash of the line before, and finds what does not fit;
+``cli`` is the command.
 """

@@ -1,4 +1,4 @@
-"""The command pilotbed-log: ``chain`` by a timer, ``verify`` by whoever wants to know."""
+"""The command pilotbed-log: ``upload`` on every node; on the collector ``chain``, by a timer, and ``verify``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pilotbed.service import event, set_up_logging
 from pilotbed.settings import SettingsError, load
 
 from . import chain as chains
-from . import journals
+from . import journals, upload
 from .chain import Chain, Verdict
 from .journals import Broken, File, Record
 
@@ -175,12 +175,21 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=CONFIG, help="configuration file")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("chain", help="bring into the chain what has come; a timer does")
+    sending = commands.add_parser("upload", help="send this node's journal to the collector")
+    sending.add_argument("--to", required=True, metavar="HOST:PORT", help="the collector")
+    sending.add_argument("--cert", type=Path, required=True, help="this host's certificate")
+    sending.add_argument("--key", type=Path, required=True, help="its key")
+    sending.add_argument("--capath", type=Path, required=True, help="CAs and revocation lists")
+    sending.add_argument("--state", type=Path, required=True, help="file that says how far the journal has been taken")
+    sending.add_argument("--witness", type=float, default=600.0, metavar="SECONDS",
+                         help="between two looks at the chain's head")  # fmt: skip
+    sending.add_argument("--watch", type=Path, required=True, metavar="FILE", help="end when it changes")
     asked = commands.add_parser("verify", help="find what was changed or removed")
     asked.add_argument("nodes", nargs="*", metavar="NODE", help="of these alone, but of the whole chain")
     asked.add_argument("--journals", type=Path, help="the journals, a directory a node")
     asked.add_argument("--chain", type=Path, help="the chain")
     asked.add_argument("--seen", type=argparse.FileType(errors="replace"), metavar="FILE",
-                       help="heads that another host remembers (journalctl -t pilotbed-head -o cat)")  # fmt: skip
+                       help="heads that another host remembers (journalctl -u pilotbed-log-upload -o cat)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -188,6 +197,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where something is wrong, 2 where it could not be found out."""
     asked = arguments(argv)
     set_up_logging()
+    if asked.command == "upload":
+        host, _, port = asked.to.rpartition(":")
+        sender = upload.Uploader(host, int(port), asked.cert, asked.key, asked.capath, asked.state, asked.witness)
+        upload.run(sender, asked.watch)
+        return 0
     try:
         settings = load(asked.config, Settings) if asked.config.exists() or asked.config != CONFIG else Settings()
         if asked.command == "chain":
