@@ -169,7 +169,7 @@ class Uploader:
                 connection.close()
         except (OSError, http.client.HTTPException) as error:
             raise Refused(f"https://{self.host}:{self.port}{path}: {error or type(error).__name__}") from error
-        if answer.status not in (http.client.OK, http.client.ACCEPTED):
+        if not http.client.OK <= answer.status < http.client.MULTIPLE_CHOICES:
             raise Refused(f"https://{self.host}:{self.port}{path}: {answer.status} {answer.reason}")
         return said
 
