@@ -91,11 +91,33 @@ def test_a_record_of_every_node_comes_to_the_collector(grid, collector):
         assert record["_UID"] == str(ok(host(name), "id -u nobody").strip())
 
 
+#: What glexec writes of a payload (`pilotbed.glexec.record`), as somebody else would: on a host, under an id.
+PAYLOAD = """__REALTIME_TIMESTAMP=1700000000000000
+__MONOTONIC_TIMESTAMP=1
+_BOOT_ID=0123456789abcdef0123456789abcdef
+_UID=0
+_HOSTNAME={}
+SYSLOG_IDENTIFIER=glexec
+MESSAGE={}
+GLEXEC_ID={}
+GLEXEC_STARTED=1700000000.0
+GLEXEC_WALL=1
+GLEXEC_CPU=1
+GLEXEC_MEMORY=1
+GLEXEC_EXIT=0
+GLEXEC_ENDED=exit 0
+GLEXEC_TARGET=gl001
+
+"""
+
+
 def forged(name, text):
-    return (
-        f"__REALTIME_TIMESTAMP=1700000000000000\n__MONOTONIC_TIMESTAMP=1\n_BOOT_ID={'a' * 32}\n_UID=0\n"
-        f"_HOSTNAME={name}\nSYSLOG_IDENTIFIER=glexec\nMESSAGE={text}\n\n"
-    )
+    return PAYLOAD.format(name, text, text)
+
+
+def traced(collector, name, directory=REMOTE):
+    """What pilotbed-trace says, of that time, of a node."""
+    return ok(collector, "pilotbed-trace --node %s --since @1600000000 --directory %s --json", name, directory)
 
 
 @pytest.mark.check("D7.6")
@@ -108,8 +130,21 @@ def test_a_node_that_claims_to_be_another_writes_as_itself(grid, collector, work
     assert copies(collector, worker, text), "as itself it may write anything"
     named = ok(collector, "ls %s", REMOTE).split()
     assert [name for name in named if name != worker and copies(collector, name, text)] == []
-    told = ok(collector, "pilotbed-trace --node %s --since @0 --directory %s --json", other, REMOTE)
-    assert text not in told
+    assert text not in traced(collector, other)
+    assert text in traced(collector, worker)
+
+
+@pytest.mark.check("D7.6", control=True)
+def test_in_one_directory_for_all_a_record_is_whose_it_says(grid, collector, other):
+    text, directory = word(), f"{SCRATCH}-control"
+    ok(collector, "mkdir -p %s", directory)
+    write(collector, f"{directory}/sent", forged(grid.fqdn(other), text))
+    try:
+        ok(collector, "/usr/lib/systemd/systemd-journal-remote --split-mode=none --output=%s %s",
+           f"{directory}/all.journal", f"{directory}/sent")  # fmt: skip
+        assert text in traced(collector, other, directory)
+    finally:
+        ok(collector, "rm -r %s", directory)
 
 
 @pytest.mark.check("D7.6", control=True)
@@ -144,7 +179,9 @@ def frontend_certificate(grid):
 @pytest.mark.check("D7.6")
 def test_an_unknown_host_is_refused_and_a_revoked_one_not_even_heard(grid, collector, worker, ask):
     node, authority = host(worker), grid.node("certificate_authority")
-    name = f"{grid.variable('grid_host_dn_prefix')}{word()}.{grid.variable('grid_domain')}"
+    own = ok(node, "openssl x509 -noout -subject -nameopt compat -in %s", HOST[0]).strip().removeprefix("subject=")
+    name = own.strip().replace(f"/CN={grid.fqdn(worker)}", f"/CN={word()}.{grid.variable('grid_domain')}")
+    assert name != own.strip()
     ok(node, "mkdir -p -m 700 %s && openssl req -new -newkey rsa:2048 -nodes -subj /CN=x -keyout %s -out %s",
        SCRATCH, f"{SCRATCH}/key", f"{SCRATCH}/csr")  # fmt: skip
     try:

@@ -33,6 +33,10 @@ DAY = 86400
 #: Shows what stands behind the header of a journal as these tests write it; the file is open, and named by descriptor.
 JOURNALCTL = f"""#!/bin/sh
 for word; do case $word in --file=*) file=${{word#--file=}};; esac; done
+case "$* $(tail -c +{HEADER.size + 1} "$file" | tail -c 8 | tr -d '\\0')" in
+*--verify*TABLES*) echo "FAIL: $file (Bad message)" >&2; exit 1;;
+*--verify*) exit 0;;
+esac
 case $(tail -c +{HEADER.size + 1} "$file" | head -c 6 | tr -d '\\0') in
 BROKEN) echo Failed to iterate through journal: Bad message >&2; exit 1;;
 esac
@@ -320,6 +324,18 @@ def test_what_cannot_be_read_is_named_with_its_file(filled: Settings) -> None:
     assert cli.write(filled, NOW + 40) == [f"{path} cannot be read after record 10 of 12: Failed to iterate through "
                                            "journal: Bad message"]  # fmt: skip
     assert f"wn1: {path} cannot be read after record 0 of 12" in "\n".join(wrong(filled))
+
+
+def test_a_file_whose_own_tables_were_changed_is_named(filled: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """journalctl would find nothing of a record that they do not lead to, though it is there."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    path = filled.journals / "wn1/wn1.journal"
+    path.write_bytes(path.read_bytes() + b"\nTABLES\n")
+    path.rename(path.with_name("wn1@1.journal"))
+    (said,) = [what for what in wrong(filled) if "search" in what]
+    assert said.startswith(
+        f"wn1: {path.with_name('wn1@1.journal')} was changed, a search in it may miss records: FAIL: "
+    )
 
 
 def test_what_comes_before_a_broken_record_is_chained(settings: Settings) -> None:

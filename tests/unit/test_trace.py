@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,60 @@ def test_records_that_are_none_do_not_hide_the_others(tmp_path: Path, capsys: py
     file.write_text('{"start": 1}')
     assert cli.main(words) == 1
     assert "not what --json prints" in capsys.readouterr().err
+
+
+#: Shows the entries of the directory that it is asked for.
+JOURNALCTL = """#!/bin/sh
+for word; do case $word in --directory=*) exec cat "${word#--directory=}/entries";; esac; done
+exit 1
+"""
+
+
+@pytest.fixture
+def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Collected journals of two nodes, with a record each that says it is wn1's."""
+    (tmp_path / "journalctl").write_text(JOURNALCTL)
+    (tmp_path / "journalctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    text = "".join(f"{name}={value}\n" for name, value in {**ENTRY, "GLEXEC_BATCH": ""}.items())
+    for node in ("wn1", "wn2"):
+        directory = tmp_path / "remote" / node
+        directory.mkdir(parents=True)
+        (directory / f"{node}.journal").touch()
+        (directory / "entries").write_text(f"{text}\n".replace("gl016", f"gl-{node}"))
+    (tmp_path / "remote/empty").mkdir()
+    return tmp_path / "remote"
+
+
+def asked(*words: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> list[tuple[str, str]]:
+    """Return node and account of each payload that the command names."""
+    assert cli.main([*words, "--since", "@0", "--json"]) == code
+    return [(one["node"], one["account"]) for one in json.loads(capsys.readouterr().out)]
+
+
+def test_a_collected_record_is_of_the_node_whose_directory_it_is_in(
+    collected: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--directory", str(collected))
+    assert asked("--dn", ALICE, *where, capsys=capsys) == [("wn1", "gl-wn1"), ("wn2", "gl-wn2")]
+    assert asked("--node", "wn1.grid.test", *where, capsys=capsys) == [("wn1", "gl-wn1")]
+    assert asked("--node", "wn2", "--directory", str(collected / "wn2"), capsys=capsys) == [("wn2", "gl-wn2")]
+    assert asked("--node", "wn1", "--directory", str(collected / "wn2"), capsys=capsys) == []
+
+
+def test_a_node_that_cannot_be_read_hides_no_other(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (collected / "wn1/entries").unlink()
+    assert asked("--dn", ALICE, "--directory", str(collected), capsys=capsys, code=1) == [("wn2", "gl-wn2")]
+
+
+def test_a_machines_own_journals_are_read_as_they_are(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for node in ("wn1", "wn2"):
+        (collected / node / f"{node}.journal").unlink()
+    machine = collected / ("0" * 32)
+    machine.mkdir()
+    (machine / "system.journal").touch()
+    (collected / "entries").write_text((collected / "wn1/entries").read_text())
+    assert asked("--dn", ALICE, "--directory", str(collected), capsys=capsys) == [("wn1.grid.test", "gl-wn1")]
 
 
 @pytest.mark.parametrize(

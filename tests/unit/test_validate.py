@@ -131,6 +131,13 @@ grid_networks:
         [("hosts.yml", r"factory: \{hosts: \{factory\}\}", "factory: {hosts: {factory, submit}}")],
         ["group factory has 2 hosts, it takes exactly one: put one host into it"],
     ),
+    "logs in two places, and kept too shortly": (
+        [("hosts.yml", r"log_collector: \{hosts: \{central\}\}", "log_collector: {hosts: {central, voms}}"),
+         ("group_vars/all.yml", r"(?m)^grid_networks:", "log_collector_days: 30\ngrid_networks:")],
+        ["group log_collector has 2 hosts, central, voms; it takes one, or none: leave one in it",
+         "log_collector_days of central is 30; say a whole number, at least 90",
+         "log_collector_days of voms is 30; say a whole number, at least 90"],
+    ),
     "no worker": (
         [("hosts.yml", r"\bworker: \{hosts: .*\}", "worker: {hosts: {alpha-wn1}}")],
         ["site beta has no host in group worker: put one into it"],
@@ -182,7 +189,7 @@ def test_refused(broken: str, outcomes: dict[str, Future[tuple[int, str, list[st
 
 
 CENTRAL = ("certificate_authority", "voms_server", "myproxy_server", "central_manager", "submit", "factory", "frontend",
-           "relay")  # fmt: skip
+           "relay", "log_collector")  # fmt: skip
 #: Groups that cannot share a host, and a word of the reason.
 APART = [
     *(("site_router", other, "packet filter") for other in CENTRAL),

@@ -141,6 +141,9 @@ def _verify(settings: Settings, node: str, oldest: float, now: float, verdict: V
     directory = settings.journals / node
     found, wrong = journals.files(directory) if directory.is_dir() else ([], [])
     verdict.wrong += [f"{node}: {what}" for what in wrong]
+    for file in found:
+        if what := journals.inconsistent(file):
+            verdict.wrong.append(f"{node}: {file.path} was changed, a search in it may miss records: {what}")
     for source in sorted({*lines, *(file.source for file in found)}):
         here = [file for file in found if file.source == source]
         broken: list[str] = []

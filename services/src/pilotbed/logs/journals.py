@@ -12,6 +12,7 @@ import re
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,30 @@ def _shown(file: File, descriptor: int, after: int) -> Iterator[Record]:
     if code or last < file.tail - 1:
         why = said.splitlines()[-1][:200] if said else f"journalctl ended with {code}" if code else "no more is shown"
         raise Broken(f"{file.path} cannot be read after record {last} of {file.tail}: {why}")
+
+
+def inconsistent(file: File) -> str:
+    """Return what journalctl finds wrong with a file's own tables; nothing if all is well, or it is gone.
+
+    By them it searches: a record that they do not lead to is there when all are read, and is not found by a field. What
+    a crash has left (``~``) may lack its end. A file that is being written is asked again.
+    """
+    if file.path.name.endswith("~"):
+        return ""
+    said = ""
+    for pause in (0, 1, 4):
+        time.sleep(pause)
+        command = ["journalctl", "--verify", "--quiet", "--no-pager", f"--file={file.path}"]
+        environment = {**os.environ, "SYSTEMD_LOG_LEVEL": "err", "LC_ALL": "C"}
+        try:
+            done = subprocess.run(command, capture_output=True, env=environment, timeout=DEADLINE, check=False)
+        except subprocess.TimeoutExpired:
+            return f"not looked through in {DEADLINE:.0f} s"
+        if not done.returncode or not file.path.exists():
+            return ""
+        words = (done.stdout + done.stderr).decode(errors="replace").replace("\r", "\n").split("\n")
+        said = next((line.strip() for line in words if "FAIL" in line), f"journalctl ended with {done.returncode}")
+    return said[:300]
 
 
 def exported(stream: IO[bytes]) -> Iterator[Record]:
