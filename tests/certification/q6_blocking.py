@@ -86,7 +86,7 @@ def test_a_site_that_is_cut_off_loses_its_slots_and_no_job(central, any_site, jo
     router = host(any_site.router)
     pilots(any_site)
     job = jobs.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n", "job_lease_duration = 60")
-    worker, _ = job.holds(any_site)
+    worker, process = job.holds(any_site)
     before = job.ad()["NumJobStarts"]
     ok(router, "nft %s", f"add {CUT}")
     try:
@@ -95,7 +95,7 @@ def test_a_site_that_is_cut_off_loses_its_slots_and_no_job(central, any_site, jo
             until("its slots are forgotten", lambda: not any_site.slots(central), 600)
     finally:
         ok(router, "nft delete table inet pilotbed_test")
-    until("no payload of before is left", lambda: worker.run("pgrep -f %s", job.hold).rc == 1)
+    until("the payload of before has ended", lambda: worker.run("test -d /proc/%s", str(process.pid)).rc == 1)
     job.holds(any_site)
     assert job.ad()["NumJobStarts"] == before + 1
     job.remove()
