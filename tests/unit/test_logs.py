@@ -35,6 +35,7 @@ JOURNALCTL = f"""#!/bin/sh
 for word; do case $word in --file=*) file=${{word#--file=}};; esac; done
 case "$* $(tail -c +{HEADER.size + 1} "$file" | tail -c 8 | tr -d '\\0')" in
 *--verify*TABLES*) echo "FAIL: $file (Bad message)" >&2; exit 1;;
+*--verify*TWICE*) echo "7: Entry timestamp out of synchronization (9 > 8)" >&2; exit 1;;
 *--verify*) exit 0;;
 esac
 case $(tail -c +{HEADER.size + 1} "$file" | head -c 6 | tr -d '\\0') in
@@ -326,16 +327,16 @@ def test_what_cannot_be_read_is_named_with_its_file(filled: Settings) -> None:
     assert f"wn1: {path} cannot be read after record 0 of 12" in "\n".join(wrong(filled))
 
 
-def test_a_file_whose_own_tables_were_changed_is_named(filled: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tables", "found"), [("TABLES", True), ("TWICE", False)])
+def test_a_file_whose_own_tables_were_changed_is_named(
+    filled: Settings, monkeypatch: pytest.MonkeyPatch, tables: str, found: bool
+) -> None:
     """journalctl would find nothing of a record that they do not lead to, though it is there."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     path = filled.journals / "wn1/wn1.journal"
-    path.write_bytes(path.read_bytes() + b"\nTABLES\n")
-    path.rename(path.with_name("wn1@1.journal"))
-    (said,) = [what for what in wrong(filled) if "search" in what]
-    assert said.startswith(
-        f"wn1: {path.with_name('wn1@1.journal')} was changed, a search in it may miss records: FAIL: "
-    )
+    path.write_bytes(path.read_bytes() + f"\n{tables:>7}\n".encode())
+    said = f"wn1: {path} was changed, a search in it may miss records: FAIL: {path} (Bad message)"
+    assert [what for what in wrong(filled) if "search" in what] == ([said] if found else [])
 
 
 def test_what_comes_before_a_broken_record_is_chained(settings: Settings) -> None:
@@ -460,6 +461,23 @@ def test_killed_at_any_moment_the_chain_is_whole(settings: Settings, monkeypatch
     verdict = cli.verify(settings, (), {}, NOW)
     assert (verdict.wrong, verdict.records) == ([], 10_000)
     assert len(lines) > 1, "no run was killed while it wrote"
+
+
+def test_two_runs_at_once_write_one_chain(settings: Settings) -> None:
+    journal(settings.journals / "wn1/wn1.journal", [entry(number) for number in range(1, 10_001)])
+    program = (
+        f"from pilotbed.logs.cli import *; write(Settings(Path('{settings.journals}'), Path('{settings.chain}')), 9)"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
+    assert [one.wait() for one in started] == [0] * 4
+    verdict = cli.verify(settings, (), {}, NOW)
+    assert (verdict.wrong, verdict.lines, verdict.records) == ([], 10, 10_000)
+
+
+def test_a_chain_of_another_account_is_not_written(filled: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(PermissionError, match="systemctl start pilotbed-log-chain"):
+        cli.write(filled, NOW)
 
 
 # -- the command

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +52,35 @@ def readable(records: Iterable[Record], wrong: list[str]) -> Iterator[Record]:
 # -- chain
 
 
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Wait until nobody else writes the chain: the lines of two would stand among each other.
+
+    Raises:
+        OSError: it is not this account's, which would leave files that its owner cannot write.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            why = "is another account's; say systemctl start pilotbed-log-chain"
+            raise PermissionError(errno.EPERM, why, str(directory))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write(settings: Settings, now: float) -> list[str]:
     """Bring into the chain what has come since the last time; return what went wrong with one node or file.
 
     Raises:
         OSError: the chain cannot be written or the journals' directory not be read.
     """
+    with alone(settings.chain):
+        return _write(settings, now)
+
+
+def _write(settings: Settings, now: float) -> list[str]:
     chain = Chain(settings.chain)
     if chain.mended:
         _log.warning(event("mended", why=f"{chain.mended} bytes behind the chain's last whole line were taken away"))
