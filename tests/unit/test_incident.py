@@ -700,7 +700,7 @@ def test_what_a_node_sends_is_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [
     b"", b"not a tar", sent(("a", b"x"))[:60], sent(("../a", b"x")), sent(("/etc/cron.d/a", b"x")),
     sent(("files/../../a", b"x")),
-])  # fmt: skip
+], ids=["empty", "no tar", "cut off", "above", "from the root", "round about"])  # fmt: skip
 def test_what_is_no_archive_or_leads_outside_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(NodeError, match=r"^wn1: "):
         archive.unpack("wn1", data, tmp_path / "wn1")
