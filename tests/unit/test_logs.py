@@ -435,18 +435,25 @@ def test_a_full_disk_leaves_a_whole_chain(filled: Settings, monkeypatch: pytest.
     assert cli.verify(filled, (), {}, NOW + 60).records == 16
 
 
-def killed_in_the_middle(settings: Settings) -> Iterator[int]:
-    """Start the program again and again, and kill it after longer and longer."""
+def killed_in_the_middle(settings: Settings) -> Iterator[None]:
+    """Start the program again and again, and kill it at once, or when it has written something more."""
     program = "import sys; from pilotbed.logs.cli import main; sys.exit(main())"
     config = settings.chain.parent / "log.toml"
     config.write_text(f'journals = "{settings.journals}"\nchain = "{settings.chain}"\nfree_mib = 0\n')
-    for milliseconds in range(60, 480, 30):
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in settings.chain.rglob("*") if path.is_file())
+
+    for turn in range(8):
+        before = size()
         command = [sys.executable, "-c", program, "--config", str(config), "chain"]
         running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        time.sleep(milliseconds / 1000)
+        deadline = time.monotonic() + 60
+        while turn % 2 and running.poll() is None and size() == before and time.monotonic() < deadline:
+            time.sleep(0.001)
         running.send_signal(signal.SIGKILL)
         running.wait()
-        yield milliseconds
+        yield
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
 
