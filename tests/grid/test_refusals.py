@@ -220,14 +220,19 @@ def test_another_users_certificate_behind_ones_own_proxy_gives_nobodys_account(l
 @pytest.mark.check("D2.4")
 @pytest.mark.check("D2.5")
 def test_no_other_host_renews_the_pilots_proxy(grid):
-    """The frontend's host has the pilot's proxy and a good host certificate; that is not enough."""
-    frontend = grid.node("frontend")
-    done = frontend.run(
-        "X509_USER_CERT=/etc/grid-security/hostcert.pem X509_USER_KEY=/etc/grid-security/hostkey.pem "
-        "myproxy-logon -s %s -a %s -d -n -k pilot -t 1 -o /run/pilotbed-test-renewed.pem; "
-        "code=$?; ls /run/pilotbed-test-renewed.pem; exit $code",
-        grid.fqdn(grid.names("myproxy_server")[0]), PILOT_PROXY,
-    )  # fmt: skip
+    """One that has the pilot's proxy and a good host certificate; that is not enough."""
+    names = grid.names("frontend") + grid.names("computing_element")
+    other = host(next(name for name in names if name not in grid.names("factory")))
+    path, new = "/run/pilotbed-test-pilot.pem", "/run/pilotbed-test-renewed.pem"
+    try:
+        write(other, path, ok(grid.node("frontend"), "cat %s", PILOT_PROXY))
+        done = other.run(
+            "X509_USER_CERT=/etc/grid-security/hostcert.pem X509_USER_KEY=/etc/grid-security/hostkey.pem "
+            "myproxy-logon -s %s -a %s -d -n -k pilot -t 1 -o %s; code=$?; ls %s; exit $code",
+            grid.fqdn(grid.names("myproxy_server")[0]), path, new, new,
+        )  # fmt: skip
+    finally:
+        other.run("rm -f %s %s", path, new)
     assert done.rc != 0
     assert "authentication failed" in done.stderr
     assert "cannot access" in done.stderr
