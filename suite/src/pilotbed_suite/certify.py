@@ -67,6 +67,10 @@ def clean(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]}\n… {len(text) - most} characters …\n{text[-half:]}"
 
 
+#: Where a test finds the certificate that it is part of; without `make certify` there is none.
+RUNNING = pytest.StashKey["Certificate"]()
+
+
 class Certificate:
     """A plugin of pytest: runs the chosen checks, tells a line for each, keeps what they came to.
 
@@ -87,6 +91,10 @@ class Certificate:
         self._said: dict[str, tuple[Verdict, str]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._of_test: dict[str, list[int]] = {}
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Be found by D1.1."""
+        config.stash[RUNNING] = self
 
     # -- evidence
 
