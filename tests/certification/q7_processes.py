@@ -75,7 +75,7 @@ def test_no_security_update_is_outstanding(name):
     ok(node, "apt-get update --quiet=2")
     outstanding = re.findall(r"^Inst (\S+) .*-[Ss]ecurity", ok(node, "apt-get --simulate dist-upgrade"), re.MULTILINE)
     assert outstanding == []
-    wanted = GRID.variable("base_automatic_updates", name)
+    wanted = GRID.variable("hardening_automatic_updates", name)
     there = node.run("apt-config dump APT::Periodic::Unattended-Upgrade").stdout
     assert ('"1"' in there) == bool(wanted)
 
