@@ -5,7 +5,7 @@ import shlex
 from contextlib import contextmanager
 
 import pytest
-from pilotbed_suite import certify, declared
+from pilotbed_suite import declared
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, until_none, work_dirs
 
@@ -34,7 +34,7 @@ def found(request):
     """Every listening socket of every node; kept for the report, with the connections that are open."""
     names = {name: host(name) for name in GRID.names("all")}
     there = {name: declared.sockets(name, node) for name, node in names.items()}
-    if report := request.config.stash.get(certify.RUNNING, None):
+    if report := request.config.stash.get(declared.RUNNING, None):
         by_address = {address: name for name in names for address in GRID.addresses(name).values()}
         report.sockets = [one for sockets in there.values() for one in sockets]
         report.links = [link for name, node in names.items() for link in declared.links(name, node, by_address)]

@@ -26,6 +26,7 @@ from pilotbed.certificate.page import page
 from pilotbed.certificate.report import Check, Evidence, Link, Report, Socket, Trial, Verdict
 
 from . import CHECKOUT, inventory, reach
+from .declared import RUNNING
 
 PLACES = ("tests/grid", "tests/certification")
 CATALOGUE = CHECKOUT / "tests/certification/checks.toml"
@@ -65,10 +66,6 @@ def clean(text: str, most: int) -> str:
     text = _KEY.sub("[private key]", text)
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}\n… {len(text) - most} characters …\n{text[-half:]}"
-
-
-#: Where a test finds the certificate that it is part of; without `make certify` there is none.
-RUNNING = pytest.StashKey["Certificate"]()
 
 
 class Certificate:
@@ -265,7 +262,4 @@ def _files() -> list[str]:
 
 
 if __name__ == "__main__":
-    # By its own name: a test that imports this module would find another one's key, and no certificate, otherwise.
-    from pilotbed_suite import certify
-
-    sys.exit(certify.main())
+    sys.exit(main())

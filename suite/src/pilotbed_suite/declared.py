@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from pilotbed.certificate.report import Link, Socket
 from pilotbed.watch import facts
 from testinfra.host import Host
@@ -16,6 +17,9 @@ from testinfra.host import Host
 from . import CHECKOUT, GridError, ansible, ansible_environment
 from .support import ok
 
+#: Where a test finds the certificate that it is part of; without `make certify` there is none. Not in `certify`, which a
+#: test would import a second time: run as a program, it has another name.
+RUNNING = pytest.StashKey[Any]()
 #: A host's part of what Ansible's callback "minimal" prints.
 _HOST = re.compile(r"^(\S+) \| SUCCESS => (\{.*?^\})", re.DOTALL | re.MULTILINE)
 
