@@ -17,7 +17,7 @@ from testinfra.host import Host
 from . import CHECKOUT, GridError, ansible, ansible_environment
 from .support import ok
 
-#: Where a test finds the certificate that it is part of; without `make certify` there is none. Not in `certify`, which a
+#: Where a test finds the certificate that it is part of, if it is part of one. Not in `certify`, which a
 #: test would import a second time: run as a program, it has another name.
 RUNNING = pytest.StashKey[Any]()
 #: A host's part of what Ansible's callback "minimal" prints.
