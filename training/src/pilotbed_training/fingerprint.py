@@ -18,8 +18,12 @@ from . import TrainingError
 #: Of each node: items, and what each is like.
 Fingerprint = dict[str, dict[str, str]]
 
-#: Items that change by themselves: the CRL by a timer, compiled modules, what the network's configuration keeps.
-VOLATILE = ("file /etc/grid-security/certificates/*.r0", "file /etc/resolv.conf", "file *__pycache__*")
+#: Items that change by themselves: the CRL by a timer, also while it is fetched, compiled modules, what the network's
+#: configuration keeps.
+VOLATILE = (
+    "file /etc/grid-security/certificates/*.r0", "file /etc/grid-security/certificates/.crl.*", "file /etc/resolv.conf",
+    "file *__pycache__*",
+)  # fmt: skip
 
 #: Runs on a node; prints its items.
 _LOOK = r"""
