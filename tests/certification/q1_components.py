@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from pilotbed_suite import declared
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, as_user, ok, until, until_none, work_dirs
+from pilotbed_suite.support import GRID, HOLD, PILOT_PROXY, as_user, ok, until, until_none, work_dirs
 
 #: Ways to talk to a daemon with less than it requires, as a client may be configured.
 LESS = {
@@ -152,7 +152,7 @@ def test_no_key_is_on_the_wire_while_a_pilot_and_a_job_start(grid, submit, any_s
         worker, process = job.holds(any_site)
         payloads = ok(worker, "cat /proc/%s/root/tmp/proxy.pem", str(process.pid))
         users = ok(submit, "cat %s", f"/tmp/x509up_u{ok(submit, 'id -u %s', alice.account).strip()}")
-        pilots_own = ok(frontend, "cat %s", "/var/lib/pilotbed/pilot-credential/pilot.pem")
+        pilots_own = ok(frontend, "cat %s", PILOT_PROXY)
         secrets = ["PRIVATE KEY-----", *keys(payloads), *keys(users), *keys(pilots_own)]
         assert which(["HTTP/1."]) == set(hops), "the stage area is fetched in the clear, and signed"
         assert which(secrets) == set()

@@ -23,10 +23,8 @@ import pki
 import pytest
 from pilotbed.x509 import Chain, load_pem, voms
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import as_user, ok, write
+from pilotbed_suite.support import PILOT_PROXY, as_user, ok, write
 
-#: The proxy that the frontend sends to the factory.
-PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 PLACE = "/run/pilotbed-test-attributes.pem"
 
 OURS = """

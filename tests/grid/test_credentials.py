@@ -10,10 +10,18 @@ import pki
 import pytest
 from pilotbed.x509 import chain, load_pem
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, as_user, explained, ok, playbook, running_proxies, until, write
-
-#: The proxy that the frontend sends to the factory.
-PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
+from pilotbed_suite.support import (
+    GRID,
+    HOLD,
+    PILOT_PROXY,
+    as_user,
+    explained,
+    ok,
+    playbook,
+    running_proxies,
+    until,
+    write,
+)
 
 WATCH = """#!/bin/sh
 seen=

@@ -18,13 +18,12 @@ from contextlib import ExitStack
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import as_user, edited, ok, playbook, until, work_dirs, write
+from pilotbed_suite.support import PILOT_PROXY, as_user, edited, ok, playbook, until, work_dirs, write
 
 pytestmark = pytest.mark.stage(2)
 
 #: On the pool's own host root and users would be known by their accounts instead.
 BY_PROXY = "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS=SSL"
-PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 
 
 def identity(submit, account):

@@ -14,7 +14,7 @@ import subprocess
 import pytest
 from pilotbed_suite import CHECKOUT, ansible, ansible_environment, walk
 from pilotbed_suite.reach import host, service
-from pilotbed_suite.support import ok
+from pilotbed_suite.support import PILOT_PROXY, ok
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_users_and_factory_have_pools_apart(who, daemon):
     if daemon.startswith("factory"):
         ping = f"pilotbed-factory-pool {ping}"
     if who == "pilot":
-        proxy = "X509_USER_PROXY=/var/lib/pilotbed/pilot-credential/pilot.pem"
+        proxy = f"X509_USER_PROXY={PILOT_PROXY}"
         said = node.run(f"env {proxy} _CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS=SSL {ping}").stdout
     else:
         said = node.run(f"runuser -u {who} -- {ping}").stdout

@@ -243,6 +243,8 @@ def processes(node: Host) -> list[Process]:
     return [Process(int(line[0]), line[1], line[2]) for line in lines if len(line) == 3]
 
 
+#: The proxy that the frontend sends to the factory, on the frontend's host.
+PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 #: In a script: wait there until the job is removed or killed, so that a test can see on the worker how far it came.
 HOLD = "@HOLD@"
 #: Of a site's ARC, on all its nodes: a directory for each pilot.
