@@ -29,24 +29,17 @@ def logs(node: str) -> None:
     grid = inventory.load()
     topology.load().node(node)
     local.enter(node)
-    units: set[str] = set()
-    files: set[str] = set()
-    identifiers: set[str] = set()
-    for group in grid.groups_of(node):
-        told = grid.variable(f"{group}_logs", node) or {}
-        units.update(told.get("units", []))
-        files.update(told.get("files", []))
-        identifiers.update(told.get("identifiers", []))
+    units, files, identifiers = (grid.logs(node, kind) for kind in ("units", "files", "identifiers"))
     machine = host(node)
     if units:
-        print(f"--- journal of {', '.join(sorted(units))}")
-        words = " ".join(f"--unit='{unit}'" for unit in sorted(units))
+        print(f"--- journal of {', '.join(units)}")
+        words = " ".join(f"--unit='{unit}'" for unit in units)
         print(machine.run(f"journalctl --no-pager --lines 60 {words}").stdout)
-    for path in sorted(files):
+    for path in files:
         print(machine.run(f'for f in {path}; do [ -s "$f" ] && echo "--- $f" && tail -n 30 "$f"; done; true').stdout)
     if identifiers:
-        print(f"--- messages of {', '.join(sorted(identifiers))}")
-        words = " ".join(f"--identifier={name}" for name in sorted(identifiers))
+        print(f"--- messages of {', '.join(identifiers)}")
+        words = " ".join(f"--identifier={name}" for name in identifiers)
         print(machine.run(f"journalctl --no-pager --lines 30 {words}").stdout)
 
 

@@ -50,6 +50,16 @@ class Inventory:
         known = self.content["_meta"]["hostvars"]
         return known[host or next(iter(known))].get(name)
 
+    def logs(self, host: str, kind: str) -> list[str]:
+        """Return where a host's services log, as its groups export it, sorted.
+
+        Args:
+            host: its name.
+            kind: units, files (patterns of paths) or identifiers.
+        """
+        exports = (self.variable(f"{group}_logs", host) or {} for group in self.groups_of(host))
+        return sorted({one for export in exports for one in export.get(kind, ())})
+
 
 @functools.cache
 def load() -> Inventory:

@@ -53,19 +53,13 @@ def without_keys(content: bytes) -> bytes:
     return b"".join([*kept, content[at:]])
 
 
-def logs(known: Inventory, node: str) -> list[str]:
-    """Return the patterns of a node's log files, as its groups' roles export them."""
-    exports = (known.variable(f"{group}_logs", node) or {} for group in known.groups_of(node))
-    return sorted({path for one in exports for path in one.get("files", ())})
-
-
 def collect(known: Inventory, node: str, since: float, until: float, top: Path) -> str:
     """Fetch a node's logs of a time (1970 s) into ``top``/NODE, and return what to say of them.
 
     Raises:
         NodeError: it did not answer, or what it sent is no archive.
     """
-    asked = {"since": since, "until": until, "files": logs(known, node)}
+    asked = {"since": since, "until": until, "files": known.logs(node, "files")}
     sent = nodes.program(node, "collect", asked, deadline=100).output
     count = unpack(node, sent, top / node)
     about = json.loads((top / node / "about.json").read_text())
