@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pilotbed_suite import CHECKOUT, GridError, lab_name, local, reach
+from pilotbed_suite import CHECKOUT, lab_name, local, reach, run
 
 from . import LabError, deploy, nodes, status
 
@@ -30,15 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("snapshot", help="keep every node as it is").add_argument("name")
     commands.add_parser("restore", help="bring every node back").add_argument("name")
     arguments = parser.parse_args(argv)
-    os.chdir(CHECKOUT)
-    try:
-        return _run(arguments)
-    except GridError as error:
-        print(f"pilotbed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\npilotbed: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run(lambda: _run(arguments), "the same command goes on from here")
 
 
 def _run(arguments: argparse.Namespace) -> int:

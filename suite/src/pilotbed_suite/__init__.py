@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 #: The project's directory: its ansible.cfg names inventory and roles.
@@ -18,6 +19,24 @@ PATIENCE = float(os.environ.get("PILOTBED_PATIENCE") or 1)
 
 class GridError(Exception):
     """Something the user can mend; the message names the value and the remedy."""
+
+
+def run(work: Callable[[], int], interrupted: str) -> int:
+    """Run what a command of the checkout does, there; return its exit code.
+
+    Args:
+        work: returns the exit code; what it raises as GridError is told on standard error, and is 1.
+        interrupted: what to say of going on after Ctrl-C, which is 130.
+    """
+    os.chdir(CHECKOUT)
+    try:
+        return work()
+    except GridError as error:
+        print(f"pilotbed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\npilotbed: interrupted; {interrupted}", file=sys.stderr)
+        return 130
 
 
 def lab_name() -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 
-from pilotbed_suite import CHECKOUT, GridError
+from pilotbed_suite import run
 
 from . import TrainingError, lessons, stage
 
@@ -24,17 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=what).add_argument("number", nargs="?", default="", help="such as 03")
     commands.add_parser("reset", help="the healthy grid back")
     arguments = parser.parse_args(argv)
-    os.chdir(CHECKOUT)
-    try:
+
+    def work() -> int:
         if arguments.command == "reset":
             return _reset()
         return {"lesson": _lesson, "hint": _hint, "check": _check}[arguments.command](arguments.number)
-    except GridError as error:
-        print(f"pilotbed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\npilotbed: interrupted; `make reset` brings the healthy grid back", file=sys.stderr)
-        return 130
+
+    return run(work, "`make reset` brings the healthy grid back")
 
 
 def _lesson(number: str) -> int:
