@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -426,19 +427,40 @@ def test_a_renewed_proxy_is_taken_over_and_a_broken_one_is_not(site: Site, tmp_p
     proxy, out = tmp_path / "user.proxy", tmp_path / "seen"
     make_proxy(proxy)
     first = proxy.read_text()
+    with holding(site, out, {"X509_USER_PROXY": str(proxy)}, {"GLIDEIN_Proxy_Refresh": "1"}):
+        wait_for(lambda: out.is_file() and out.read_text() == first)
+        proxy.write_text("half a file")
+        time.sleep(1.5)  # one round of the refresh must have seen it; there is no event to wait for
+        assert out.read_text() in (first, "")
+        make_proxy(proxy, "renewed")
+        wait_for(lambda: out.read_text() == proxy.read_text())
+
+
+@pytest.mark.parametrize(("interval", "renewals"), [("1", 2), ("often", 1)])
+def test_how_often_it_looks_for_one_may_come_with_the_stage(
+    site: Site, tmp_path: Path, interval: str, renewals: int
+) -> None:
+    """Which is fetched after the proxy was first taken; what is no number of seconds is as if it were not there."""
+    proxy, out = tmp_path / "user.proxy", tmp_path / "seen"
+    make_proxy(proxy)
+    site.put("factory/entry_alpha", *attribute_files({"GLIDEIN_Proxy_Refresh": Attribute.of("GLIDEIN_Proxy_Refresh", interval)}, ()))
+    with holding(site, out, {"X509_USER_PROXY": str(proxy)}):
+        for number in range(renewals):
+            make_proxy(proxy, f"renewed {number}")
+            wait_for(lambda: out.is_file() and out.read_text() == proxy.read_text(), 30)
+
+
+@contextmanager
+def holding(
+    site: Site, out: Path, environment: dict[str, str], parameters: dict[str, str] | None = None
+) -> Iterator[None]:
+    """A pilot that writes again and again to ``out`` which proxy it has."""
     loop = f"while [ ! -e {out}.stop ]; do cat $X509_USER_PROXY > {out}; sleep .1; done"
-    site.put("factory", **last(f"#!/bin/bash\n{loop}\n"))
+    site.put("factory", script("error_gen.sh", "regular", output="ERROR_GEN_PATH"), **last(f"#!/bin/bash\n{loop}\n"))
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(
-            site.pilot, environment={"X509_USER_PROXY": str(proxy)}, parameters={"GLIDEIN_Proxy_Refresh": "1"}
-        )
+        running = pool.submit(site.pilot, environment=environment, parameters=parameters)
         try:
-            wait_for(lambda: out.is_file() and out.read_text() == first)
-            proxy.write_text("half a file")
-            time.sleep(1.5)  # one round of the refresh must have seen it; there is no event to wait for
-            assert out.read_text() in (first, "")
-            make_proxy(proxy, "renewed")
-            wait_for(lambda: out.read_text() == proxy.read_text())
+            yield
         finally:
             Path(f"{out}.stop").touch()
         assert running.result().returncode == 0

@@ -463,8 +463,12 @@ copy_proxy() {
 
 # keep_proxy SOURCE FILE: the CE renews its file while the pilot runs
 keep_proxy() {
+    local interval unknown=10 # it may come with what is not fetched yet
     while kill -0 $$ 2>/dev/null; do
-        sleep "${proxy_interval:-60}"
+        interval=$(gconfig_get GLIDEIN_Proxy_Refresh)
+        [[ $interval =~ ^[1-9][0-9]{0,4}$ ]] || interval=$unknown
+        unknown=60
+        sleep "$interval"
         copy_proxy "$1" "$2"
     done
 }
@@ -478,7 +482,6 @@ take_proxy() {
     export X509_USER_PROXY=$work_dir/cred/pilot.pem
     copy_proxy "$(readlink -f "$source")" "$X509_USER_PROXY"
     gconfig_add X509_USER_PROXY "$X509_USER_PROXY"
-    proxy_interval=$(gconfig_get GLIDEIN_Proxy_Refresh)
     keep_proxy "$(readlink -f "$source")" "$X509_USER_PROXY" </dev/null >/dev/null 2>&1 &
     refresher=$!
 }
