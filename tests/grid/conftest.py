@@ -42,8 +42,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "flavour(group): a test of one flavour, only where the inventory has it")
     config.addinivalue_line(
         "markers",
-        "stage(number): when a module of the grid tests runs: 0 makes pilots that others find warm, 1 (default) leaves "
-        "things as they were, 2 leaves the grid without pilots for a while, 3 judges what all others have put back",
+        "stage(number): when a test of the grid runs: -1 wants no pilots, 0 makes those that others find warm, 1 (default) "
+        "leaves things as they were, 2 leaves the grid without pilots for a while, 3 judges what all others have put back",
     )
 
 
@@ -57,13 +57,13 @@ def _has_what_it_needs(item):
     if flavour and not GRID.names(flavour.args[0]):
         return False
     marker = item.get_closest_marker("needs")
-    return not marker or all(getattr(item.module.SYSTEMS[item.callspec.params["batch"]], name) for name in marker.args)
+    return not marker or all(getattr(item.module.SYSTEMS[item.callspec.params["system"]], name) for name in marker.args)
 
 
 def _note(item, outcome):
     """Keep what a test shows of a batch system; of its parts the worst counts."""
-    if item.path.name == "test_batch.py" and "batch" in item.fixturenames:
-        shown = item.session.stash.setdefault(SHOWN, {}).setdefault(item.callspec.params["batch"], {})
+    if item.path.name == "test_batch.py" and "system" in item.fixturenames:
+        shown = item.session.stash.setdefault(SHOWN, {}).setdefault(item.callspec.params["system"], {})
         name = item.originalname.removeprefix("test_")
         shown[name] = max(shown.get(name, outcome), outcome, key=matrix.WORST.index)
 

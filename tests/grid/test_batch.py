@@ -17,7 +17,7 @@ from pilotbed.batch import gridengine, htcondor
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import GRID, as_user, explained, ok, processes, slurm_cpu_time, until, until_none, write
 
-pytestmark = [pytest.mark.stage(2), pytest.mark.batch]
+pytestmark = [pytest.mark.stage(-1), pytest.mark.batch]
 
 HERE = "/var/tmp/pilotbed-test-batch"
 _serial = itertools.count(1)
@@ -453,6 +453,8 @@ def systems(submit, alice, bob):
             system.word = rest()
             script = f"{AS_BOB} /bin/sh -c 'trap \"\" TERM; sleep {system.word}'"
             system.limited = queue(system, script, *system.over_in_a_minute())
+    for system in found.values():
+        system.limited.payload(system.word)
     yield found
     for system in found.values():
         if system.limited.running():
@@ -483,10 +485,15 @@ def queue(system, script, *options):
     return system.submit(system.pilot, f"{head}{script}\n", *options)
 
 
-@pytest.fixture(scope="module", params=[name for name in SYSTEMS if GRID.names(f"batch_{name}")])
-def batch(request, systems):
+@pytest.fixture(scope="session", params=[name for name in SYSTEMS if GRID.names(f"batch_{name}")])
+def system(request, systems):
+    """Each batch system."""
+    return systems[request.param]
+
+
+@pytest.fixture(scope="module")
+def batch(system):
     """Each batch system, without pilots: those that wait for jobs would have its slots. A job of G4's computes."""
-    system = systems[request.param]
     worker = host(system.node)
     with downtime(GRID.node("factory")):
         with explained(*((system.server, why) for why in system.WHY), (worker, PROCESSES)):
@@ -522,13 +529,6 @@ def run(batch):
     for job in jobs:
         if job.running():
             batch.cancel(job.number)
-
-
-@pytest.mark.stage(0)
-def test_jobs_that_will_come_to_their_limit_start(systems):
-    """First of all, as it takes more than a minute until G3 can be judged."""
-    for system in systems.values():
-        system.limited.payload(system.word)
 
 
 @pytest.mark.check("G1")
@@ -745,8 +745,9 @@ def test_g4_cpu_time_of_a_payload_and_its_orphan_is_in_the_batch_systems_sum(bat
 
 @pytest.mark.check("G3")
 @pytest.mark.check("P7")
-def test_g3_wall_clock_limit_ends_the_payload(batch, worker):
-    """Last, as it takes more than a minute."""
-    batch.limited.done(150)
-    assert batch.state(batch.limited.number) == batch.TIMEOUT
-    until_none("its payload is gone", lambda: named(worker, batch.word))
+@pytest.mark.stage(2)
+def test_g3_wall_clock_limit_ends_the_payload(system):
+    """Long after the others, as it takes more than a minute."""
+    system.limited.done(150)
+    assert system.state(system.limited.number) == system.TIMEOUT
+    until_none("its payload is gone", lambda: named(host(system.node), system.word))

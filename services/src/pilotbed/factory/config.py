@@ -199,7 +199,8 @@ class Config:
         entries: by name.
         stage: what pilots fetch.
         loop_delay: from one turn to the next.
-        advertise_turns: entries' ads are sent every so many turns, and in each turn that did something.
+        advertise_turns: entries' ads are sent every so many turns, and in each turn that did something or finds another
+            downtime.
         directory: credentials, logs of pilots, downtimes.
         renewed: where the renewal leaves what it renewed.
         manifest: written by pilotbed-factory-stage, beside the files.

@@ -51,6 +51,8 @@ class Factory(Daemon):
         self.entries: dict[str, dict[str, Any]] = {name: {} for name in config.entries}
         self.proxies: dict[CredentialName, Proxy] = {}
         self.renewals = Renewals(config.certificates)
+        #: The entries in downtime, as their ads say.
+        self.down: set[str] = set()
 
     # -- reading
 
@@ -260,12 +262,13 @@ class Factory(Daemon):
     # -- telling
 
     def advertise(self, decisions: Sequence[Decision], downtimes: Mapping[str, Downtime], acted: bool) -> None:
-        """Send the factory's key, its entries (sometimes) and its answers."""
+        """Send the factory's key, its answers, and now and then its entries: at once where something has changed."""
         config, key = self.config, self.rules.key
         common: dict[str, Value] = {"DaemonStartTime": self.started}
         whole = GlobalOffer(config.name, key.public_pem, key.key_id).to_ad() | common
         self.collector.advertise([whole], Kind.GLOBAL_OFFER.update)
-        if acted or self.turns % config.advertise_turns == 1 or config.advertise_turns == 1:
+        down = {name for name in config.entries if not downtimes.keys().isdisjoint((name, "ALL"))}
+        if acted or down != self.down or self.turns % config.advertise_turns == 1 or config.advertise_turns == 1:
             offers = []
             for name, entry in config.entries.items():
                 counts = self.entries[name]
@@ -284,13 +287,12 @@ class Factory(Daemon):
                     "DefaultPerFrontendMaxIdle": entry.limits.class_max_idle,
                     "DefaultPerFrontendMaxHeld": entry.limits.class_max_held,
                 }
-                down = "ALL" in downtimes or name in downtimes
                 offer = Offer(
                     name=config.name,
                     entry=name,
                     attributes=entry.published(),
                     parameters=PARAMETERS | dict(entry.parameters),
-                    in_downtime=down,
+                    in_downtime=name in down,
                     public_pem=key.public_pem,
                     key_id=key.key_id,
                     limits=limits,
@@ -298,6 +300,7 @@ class Factory(Daemon):
                 )
                 offers.append(offer.to_ad() | common)
             self.collector.advertise(offers, Kind.OFFER.update)
+            self.down = down
         answers = [
             answer_ad(config.name, decision.trusted.request.entry_short, decision.trusted.request, decision.monitor())
             for decision in decisions
