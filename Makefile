@@ -95,7 +95,7 @@ services: ## a real server or pilot, started inside the test
 test-lab: ## the life of a lab of two nodes, and of two labs
 test-glexec: ## glexec and the mapping service on a worker of their own: table, attacks, faults, fuzz; without a grid
 test-training: ## every lesson: its fault in, another solution, its own; deploys inventory/mini first
-test-certification: ## every fault that the certificate must find, planted on inventory/mini and taken back
+test-certification: ## every fault that the certificate must find, planted in the lab and taken back
 mini: ## the grid on three machines, in a lab of its own: services that share hosts
 grid: ## the running grid, asked as its users do (boots the lab first, if need be)
 traversal: ## every way through the firewalls, and faults on them (boots the nodes of inventory/traversal, too)

@@ -42,8 +42,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "flavour(group): a test of one flavour, only where the inventory has it")
     config.addinivalue_line(
         "markers",
-        "stage(number): when a test of the grid runs: -1 wants no pilots, 0 makes those that others find warm, 1 (default) "
-        "leaves things as they were, 2 leaves the grid without pilots for a while, 3 judges what all others have put back",
+        "stage(number): when a test of the grid runs: -1 wants no pilots, 0 makes those that others find warm, "
+        "1 (default) leaves things as they were, 2 leaves the grid without pilots for a while, 3 judges what all "
+        "others have put back",
     )
 
 

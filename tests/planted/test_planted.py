@@ -1,12 +1,14 @@
 """The certificate can fail: a fault is planted, the checks that must find it fail and no others, and it goes again.
 
-`make test` plants a handful on inventory/mini, `make test-certification` all of them.
+`make test` plants a handful on inventory/mini, `make test-certification` all of them in the lab, to which every check
+applies.
 """
 
 import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +18,8 @@ from pilotbed_suite.support import GRID, ok, until
 
 #: Checks that take a moment: all of them are asked with each fault, and those pass that need not fail.
 QUICK = frozenset({"D1.1", "D1.2", "D1.5", "D7.1", "D7.2", "D7.3", "D7.5"})
+#: A program that does as if.
+NOTHING = "printf '#!/bin/sh\\n'"
 WEAK = "/etc/condor/config.d/99-planted.conf"
 
 pytestmark = pytest.mark.timeout(1200)
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 @dataclass(frozen=True)
 class Fault:
-    """What is planted, where (a group's first host), how it goes again, and which checks must fail."""
+    """What is planted, where (on every host of a group), how it goes again, and which checks must fail."""
 
     group: str
     plant: str
@@ -32,6 +36,15 @@ class Fault:
     quick: bool = True
     #: Of HTCondor: when the daemon has read it.
     settled: str = "true"
+
+
+def instead(path, command, group, fails):
+    """Something else, as a command makes it, is there instead of a file."""
+    return Fault(
+        group, f"f=$(ls {path} | tail -n 1); {command} > /run/planted; chmod --reference $f /run/planted; "
+        "chown --reference $f /run/planted; mount --bind /run/planted $f",
+        f"umount $(ls {path} | tail -n 1); rm -f /run/planted", frozenset(fails), quick=False,
+    )  # fmt: skip
 
 
 def condor(settings, fails, **more):
@@ -51,19 +64,27 @@ FAULTS = {
         "SEC_DEFAULT_ENCRYPTION = OPTIONAL\nSEC_READ_ENCRYPTION = OPTIONAL", {"D1.2", "P6"},
         settled="condor_config_val -collector SEC_READ_ENCRYPTION 2>/dev/null | grep -q OPTIONAL || sleep 5",
     ),
+    "Q1: a pilot that starts what was changed on its way": instead(
+        "/usr/lib/pilotbed/pilotbed/glidein/glidein_startup.sh", "sed 's/refuse \\(.*digest mismatch\\)/: \\1/' $f",
+        "worker", {"D1.4"},
+    ),
+    "Q2: a private key that is left behind": Fault(
+        "worker", "openssl genrsa -out /var/tmp/planted 2>/dev/null", "rm -f /var/tmp/planted",
+        frozenset({"D2.6", "D5.3"}), quick=False,
+    ),
     "Q2: a key that everybody may read": Fault(
         "submit", "install --mode 0644 /tmp/x509up_u$(id -u alice) /tmp/x509up_planted", "rm -f /tmp/x509up_planted",
         frozenset({"D2.1"}), quick=False,
     ),
-    "Q3, Q5: a payload that runs as its pilot": Fault(
-        "worker", "printf '%s\\n' '#!/bin/sh' 'exec \"$@\"' > /run/planted; chmod 0755 /run/planted; "
-        "mount --bind /run/planted /usr/sbin/glexec", "umount /usr/sbin/glexec; rm -f /run/planted",
-        frozenset({"D3.3", "D5.1"}), quick=False,
+    "Q3, Q5, policy, glexec: a payload that runs as its pilot": instead(
+        "/usr/sbin/glexec", "printf '%s\\n' '#!/bin/sh' 'exec \"$@\"'", "worker", {"D3.3", "D5.1", "P3", "G13"},
     ),
-    "Q6: a downtime that nobody enters": Fault(
-        "factory", "mount --bind /usr/bin/true /usr/bin/pilotbed-entry", "umount /usr/bin/pilotbed-entry",
-        frozenset({"D6.1"}), quick=False,
+    "Q4: batch records that are lost": Fault(
+        "computing_element", "mount --bind /dev/null /var/log/slurm/jobcomp.log", "umount /var/log/slurm/jobcomp.log",
+        frozenset({"D4.1", "D4.2"}), quick=False,
     ),
+    "Q6: a downtime that nobody enters": instead("/usr/bin/pilotbed-entry", NOTHING, "factory", {"D6.1"}),
+    "Q6: a ban that bans nobody": instead("/usr/bin/pilotbed-ban", NOTHING, "worker", {"D6.3"}),
     "Q7: an account that nobody declared": Fault(
         "worker", "useradd --no-create-home --shell /bin/bash planted", "userdel planted", frozenset({"D7.1"}),
     ),
@@ -74,6 +95,9 @@ FAULTS = {
     "Q7: no security contact": Fault(
         "worker", "mv /etc/grid-security/security-contact /run/planted",
         "mv /run/planted /etc/grid-security/security-contact", frozenset({"D7.3"}),
+    ),
+    "Q7: a log with a gap": instead(
+        "/var/lib/pilotbed-log/*.chain", "sed 2d $f", "log_collector", {"D7.6"},
     ),
     "Q8: a job on somebody else's account": Fault(
         "submit", "printf '%s\\n' 'SUBMIT_REQUIREMENT_NAMES = Universe' > /etc/condor/config.d/99-planted.conf; "
@@ -106,12 +130,13 @@ def test_nothing_fails_before(tmp_path):
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_planted_fault_is_found_by_its_checks_alone(tmp_path, name):
     fault = FAULTS[name]
-    node = host(GRID.names(fault.group)[0])
-    ok(node, "sh -c %s", fault.plant)
-    try:
-        until("it is there", lambda: node.run("sh -c %s", fault.settled).rc == 0)
+    nodes = [host(name) for name in GRID.names(fault.group)]
+    with ExitStack() as planted:
+        for node in nodes:
+            planted.callback(ok, node, "sh -c %s", fault.undo)
+            ok(node, "sh -c %s", fault.plant)
+        for node in nodes:
+            until("it is there", lambda node=node: node.run("sh -c %s", fault.settled).rc == 0)
         found = failing(tmp_path, QUICK | fault.fails)
-    finally:
-        ok(node, "sh -c %s", fault.undo)
     assert set(found) == fault.fails, found
     until("it is gone", lambda: not failing(tmp_path, fault.fails) if fault.quick else True)

@@ -443,7 +443,8 @@ def test_how_often_it_looks_for_one_may_come_with_the_stage(
     """Which is fetched after the proxy was first taken; what is no number of seconds is as if it were not there."""
     proxy, out = tmp_path / "user.proxy", tmp_path / "seen"
     make_proxy(proxy)
-    site.put("factory/entry_alpha", *attribute_files({"GLIDEIN_Proxy_Refresh": Attribute.of("GLIDEIN_Proxy_Refresh", interval)}, ()))
+    name = "GLIDEIN_Proxy_Refresh"
+    site.put("factory/entry_alpha", *attribute_files({name: Attribute.of(name, interval)}, ()))
     with holding(site, out, {"X509_USER_PROXY": str(proxy)}):
         for number in range(renewals):
             make_proxy(proxy, f"renewed {number}")

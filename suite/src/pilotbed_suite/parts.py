@@ -174,8 +174,7 @@ PARTS = (
 ON_DEMAND = (
     Part(
         "certification", "host", (_UP, _tests("tests/planted")),
-        ("tests/planted", "tests/certification", *_DEPLOYED, *_LAB),
-        {**_MINI, "PLANTED": "all"},
+        ("tests/planted", "tests/certification", *_DEPLOYED, *_LAB), {"PLANTED": "all"},
     ),
     Part("training", "host", (_UP, _tests("tests/training")), ("tests/training", "training", *_DEPLOYED, *_LAB), _MINI),
 )
