@@ -38,7 +38,8 @@ def test_running_jobs_end_well_in_their_first_start(before):
         ok(worker, "kill %s", str(process.pid))
     for job in before.jobs["running"]:
         ad, said = job.done(), job.read("out").splitlines()
-        assert (ad["ExitCode"], ad["NumJobStarts"], ad["NumShadowStarts"]) == (0, 1, 1), job.read("log")
+        # A schedd that was restarted, as another configuration of it may need, has a new shadow reconnect.
+        assert (ad["ExitCode"], ad["NumJobStarts"]) == (0, 1), job.read("log")
         look, again, digest = said[: len(said) // 2], said[len(said) // 2 : -1], said[-1]
         assert look == again, "account, worker or certificates are others"
         assert as_user(job.node, job.owner, f"sha256sum < {job.name}.data")[1].strip() == digest
