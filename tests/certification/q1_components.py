@@ -97,6 +97,7 @@ def test_who_asks_for_less_is_refused(daemon, less):
     assert "Authorized: " not in said
 
 
+HEARD = "/run/pilotbed-test-heard"
 #: Writes what goes through a host into a file, frame by frame, until it is told to stop; not what stays on the host.
 LISTENS = """
 import socket, sys
@@ -113,20 +114,20 @@ with open(sys.argv[1], "wb", buffering=0) as out:
 @contextmanager
 def heard(nodes):
     """Hear what goes through each node; a function tells on which of them any of some words was."""
-    unit, path = "pilotbed-test-listener", "/run/pilotbed-test-heard"
+    unit = "pilotbed-test-listener"
     for node in nodes.values():
-        ok(node, "systemd-run --quiet --service-type exec --unit %s python3 -c %s %s", unit, LISTENS, path)
+        ok(node, "systemd-run --quiet --service-type exec --unit %s python3 -c %s %s", unit, LISTENS, HEARD)
 
     def which(words):
         asked = "grep --text --only-matching --fixed-strings --file=/dev/stdin %s | sort -u | wc -l"
         given = shlex.quote("\n".join(words))
-        return {name for name, node in nodes.items() if ok(node, f"printf %%s {given} | {asked}", path) != "0\n"}
+        return {name for name, node in nodes.items() if ok(node, f"printf %%s {given} | {asked}", HEARD) != "0\n"}
 
     try:
         yield which
     finally:
         for node in nodes.values():
-            ok(node, "systemctl stop %s; rm -f %s", unit, path)
+            ok(node, "systemctl stop %s; rm -f %s", unit, HEARD)
 
 
 def keys(pem):
@@ -154,7 +155,8 @@ def test_no_key_is_on_the_wire_while_a_pilot_and_a_job_start(grid, submit, any_s
         users = ok(submit, "cat %s", f"/tmp/x509up_u{ok(submit, 'id -u %s', alice.account).strip()}")
         pilots_own = ok(frontend, "cat %s", PILOT_PROXY)
         secrets = ["PRIVATE KEY-----", *keys(payloads), *keys(users), *keys(pilots_own)]
-        assert which(["HTTP/1."]) == set(hops), "the stage area is fetched in the clear, and signed"
+        assert any_site.router in which(["HTTP/1."]), "the stage area is fetched in the clear, and signed"
+        assert [name for name, node in hops.items() if ok(node, "stat -c %%s %s", HEARD) == "0\n"] == [], "all hear"
         assert which(secrets) == set()
         server = grid.fqdn(grid.names("factory")[0])
         worker.run("curl --silent --max-time 20 --data-binary %s http://%s/", users, server)

@@ -98,12 +98,16 @@ def test_a_burst_of_refused_logins_is_told_and_a_few_are_not(victim):
 
 
 @pytest.mark.check("D7.7", control=True)
-def test_nothing_of_it_was_told_before(tampered):
+@pytest.mark.parametrize("what", [r"socket: python3 listens at tcp \S+:4343", "unit: helpful-miner runs"])
+def test_nothing_of_it_was_told_before(tampered, what):
+    """Nor is it, if a certificate of before has told it."""
     before, _ = tampered
-    lines = [line for line in before if not line.startswith("over: ")]
-    assert not any("4343" in line or "helpful-miner" in line for line in lines)
+    lines = [line for line in before if re.fullmatch(f"(over: )?{what}", line)]
+    assert not lines or lines[-1].startswith("over: ")
 
 
 @pytest.mark.check("D7.7")
 def test_its_end_is_told_too(victim, tampered):
+    """By the next look, which need not be waited for: the timer's have been seen."""
+    ok(victim, "systemctl start pilotbed-watch.service")
     until("it is over", lambda: any("over: unit: helpful-miner runs" in line for line in told(victim, 0)), WITHIN)

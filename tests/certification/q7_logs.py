@@ -377,4 +377,5 @@ def test_who_has_used_up_his_share_loses_nothing(collector, worker, other):
     note(host(worker), text)
     note(host(other), text)
     arrives(collector, other, text)
+    ok(collector, "systemctl start pilotbed-log-chain")
     assert len(arrives(collector, worker, text)) == 1
