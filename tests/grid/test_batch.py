@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.stage(-1), pytest.mark.batch]
 
 HERE = "/var/tmp/pilotbed-test-batch"
 _serial = itertools.count(1)
-#: What runs beside the tests is bob's: they look at what alice's account has.
-AS_BOB = f"GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec"
+#: What runs beside other tests is carol's: they look at what alice's account has, or ban bob and end what he runs.
+AS_CAROL = f"GLEXEC_CLIENT_CERT={HERE}/carol.pem glexec"
 #: Uses 40 s of CPU time in two processes, the second one an orphan, which goes on to sleep; says how much it was, and
 #: stays until the file of its argument is there.
 BURN = """import os, sys, time
@@ -441,7 +441,7 @@ def downtime(factory):
 
 
 @pytest.fixture(scope="session")
-def systems(submit, alice, bob):
+def systems(submit, alice, bob, carol):
     """Each batch system of the inventory, at a site that has it, with a job that comes to its limit meanwhile."""
     found = {}
     for name, kind in SYSTEMS.items():
@@ -449,9 +449,9 @@ def systems(submit, alice, bob):
             site = GRID.site(f"with {name}", lambda site, nodes=nodes: site.ce in nodes)
             system = kind(host(site.ce), [node for node in site.workers if node in nodes][-1])
             found[name] = system
-            prepare(system, submit, alice, bob)
+            prepare(system, submit, alice, bob, carol)
             system.word = rest()
-            script = f"{AS_BOB} /bin/sh -c 'trap \"\" TERM; sleep {system.word}'"
+            script = f"{AS_CAROL} /bin/sh -c 'trap \"\" TERM; sleep {system.word}'"
             system.limited = queue(system, script, *system.over_in_a_minute())
     for system in found.values():
         system.limited.payload(system.word)
@@ -462,7 +462,7 @@ def systems(submit, alice, bob):
         host(system.node).run("rm -rf %s", HERE)
 
 
-def prepare(system, submit, alice, bob):
+def prepare(system, submit, *users):
     """Choose a pilot account that nobody else uses on the worker; put the users' proxies where jobs' output is."""
     worker = host(system.node)
     gid = ok(worker, "getent group glpilot").split(":")[2]
@@ -472,7 +472,7 @@ def prepare(system, submit, alice, bob):
     system.pilot = [entry[0] for entry in accounts if entry[3] == gid and entry[0] not in busy][-1]
     worker.run("rm -rf %s", HERE)
     ok(worker, "install -d -m 0711 -o %s %s", system.pilot, HERE)
-    for who in (alice, bob):
+    for who in users:
         code, said = as_user(submit, who.account, f"voms-proxy-init --quiet --voms {who.voms}")
         assert code == 0, said
         proxy = ok(submit, "runuser --login %s --command %s", who.account, "cat /tmp/x509up_u$(id -u)")
@@ -500,7 +500,7 @@ def batch(system):
             until_none("no pilot is left", lambda: [one for one in processes(worker) if "glidein_startup" in one.args],
                        300)  # fmt: skip
         write(worker, f"{HERE}/burn", BURN, system.pilot, "0644")
-        system.burning = queue(system, f"{AS_BOB} /usr/bin/python3 {HERE}/burn {HERE}/burnt")
+        system.burning = queue(system, f"{AS_CAROL} /usr/bin/python3 {HERE}/burn {HERE}/burnt")
         yield system
         if system.burning.running():
             system.cancel(system.burning.number)
