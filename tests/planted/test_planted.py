@@ -76,8 +76,8 @@ FAULTS = {
         "submit", "install --mode 0644 /tmp/x509up_u$(id -u alice) /tmp/x509up_planted", "rm -f /tmp/x509up_planted",
         frozenset({"D2.1"}), quick=False,
     ),
-    "Q3, Q5, policy, glexec: a payload that runs as its pilot": instead(
-        "/usr/sbin/glexec", "printf '%s\\n' '#!/bin/sh' 'exec \"$@\"'", "worker", {"D3.3", "D5.1", "P3", "G13"},
+    "Q3, Q5: a payload that runs as its pilot": instead(
+        "/usr/sbin/glexec", "printf '%s\\n' '#!/bin/sh' 'exec \"$@\"'", "worker", {"D3.3", "D5.1"},
     ),
     "Q4: batch records that are lost": Fault(
         "computing_element", "mount --bind /dev/null /var/log/slurm/jobcomp.log", "umount /var/log/slurm/jobcomp.log",
