@@ -10,6 +10,14 @@ from pilotbed_suite.support import GRID, ok, until
 ALERTS = "/var/log/pilotbed-alerts.log"
 #: Seconds.
 WITHIN = 300
+#: What is told of what is planted, but for a trust anchor, whose name is the grid's.
+PLANTS = {
+    "socket": r"socket: python3 listens at tcp \S+:4343",
+    "unit": r"unit: helpful-miner runs",
+    "setuid": r"setuid: /usr/local/bin/helper",
+    "glexec.conf": r"file: /etc/glexec.conf was changed",
+    "sudoers": r"file: /etc/sudoers.d/zz-pilotbed-test was added",
+}
 LISTENS = "import socket, time; s = socket.create_server(('', 4343)); time.sleep(900)"
 
 
@@ -31,14 +39,7 @@ def told(node, since):
 def tampered(victim):
     """What is told of a node with five things planted at once, and within how many seconds each; all is put back."""
     trust = ok(victim, "ls /etc/grid-security/certificates/*.signing_policy").split()[0]
-    plants = {
-        "socket": r"socket: python3 listens at tcp \S+:4343",
-        "unit": r"unit: helpful-miner runs",
-        "setuid": r"setuid: /usr/local/bin/helper",
-        "glexec.conf": r"file: /etc/glexec.conf was changed",
-        "sudoers": r"file: /etc/sudoers.d/zz-pilotbed-test was added",
-        "trust": rf"file: {re.escape(trust)} was changed",
-    }
+    plants = PLANTS | {"trust": rf"file: {re.escape(trust)} was changed"}
     before, begun = told(victim, 0), time.time()
     try:
         ok(victim, "systemd-run --quiet --unit helpful-miner python3 -c %s", LISTENS)
@@ -63,7 +64,7 @@ def tampered(victim):
 
 
 @pytest.mark.check("D7.7")
-@pytest.mark.parametrize("plant", ["socket", "unit", "setuid", "glexec.conf", "sudoers", "trust"])
+@pytest.mark.parametrize("plant", [*PLANTS, "trust"])
 def test_what_an_intruder_does_is_told_within_five_minutes(tampered, plant):
     _, found = tampered
     assert found[plant] < WITHIN
@@ -98,11 +99,11 @@ def test_a_burst_of_refused_logins_is_told_and_a_few_are_not(victim):
 
 
 @pytest.mark.check("D7.7", control=True)
-@pytest.mark.parametrize("what", [r"socket: python3 listens at tcp \S+:4343", "unit: helpful-miner runs"])
-def test_nothing_of_it_was_told_before(tampered, what):
+@pytest.mark.parametrize("plant", ["socket", "unit"])
+def test_nothing_of_it_was_told_before(tampered, plant):
     """Nor is it, if a certificate of before has told it."""
     before, _ = tampered
-    lines = [line for line in before if re.fullmatch(f"(over: )?{what}", line)]
+    lines = [line for line in before if re.fullmatch(f"(over: )?{PLANTS[plant]}", line)]
     assert not lines or lines[-1].startswith("over: ")
 
 

@@ -380,6 +380,11 @@ class Job:
     def running(self):
         return self.system.state(self.number) in ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")
 
+    def end(self):
+        """Delete it, if it is not over."""
+        if self.running():
+            self.system.cancel(self.number)
+
     def explained(self):
         """Add to what is raised what the batch system, the job and its worker say."""
         there = (f"cat {self.name}.err", PROCESSES)
@@ -457,8 +462,7 @@ def systems(submit, alice, bob, carol):
         system.limited.payload(system.word)
     yield found
     for system in found.values():
-        if system.limited.running():
-            system.cancel(system.limited.number)
+        system.limited.end()
         host(system.node).run("rm -rf %s", HERE)
 
 
@@ -502,8 +506,7 @@ def batch(system):
         write(worker, f"{HERE}/burn", BURN, system.pilot, "0644")
         system.burning = queue(system, f"{AS_CAROL} /usr/bin/python3 {HERE}/burn {HERE}/burnt")
         yield system
-        if system.burning.running():
-            system.cancel(system.burning.number)
+        system.burning.end()
 
 
 @pytest.fixture(scope="module")
@@ -527,8 +530,7 @@ def run(batch):
 
     yield submitted
     for job in jobs:
-        if job.running():
-            batch.cancel(job.number)
+        job.end()
 
 
 @pytest.mark.check("G1")

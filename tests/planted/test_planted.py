@@ -100,7 +100,7 @@ FAULTS = {
         "/var/lib/pilotbed-log/*.chain", "sed 2d $f", "log_collector", {"D7.6"},
     ),
     "Q8: a job on somebody else's account": Fault(
-        "submit", "printf '%s\\n' 'SUBMIT_REQUIREMENT_NAMES = Universe' > /etc/condor/config.d/99-planted.conf; "
+        "submit", f"printf '%s\\n' 'SUBMIT_REQUIREMENT_NAMES = Universe' > {WEAK}; "
         "condor_reconfig; sleep 3", f"rm -f {WEAK}; condor_reconfig; sleep 3", frozenset({"D8.3"}), quick=False,
     ),
 }  # fmt: skip

@@ -427,7 +427,7 @@ def test_a_renewed_proxy_is_taken_over_and_a_broken_one_is_not(site: Site, tmp_p
     proxy, out = tmp_path / "user.proxy", tmp_path / "seen"
     make_proxy(proxy)
     first = proxy.read_text()
-    with holding(site, out, {"X509_USER_PROXY": str(proxy)}, {"GLIDEIN_Proxy_Refresh": "1"}):
+    with holding(site, proxy, out, {"GLIDEIN_Proxy_Refresh": "1"}):
         wait_for(lambda: out.is_file() and out.read_text() == first)
         proxy.write_text("half a file")
         time.sleep(1.5)  # one round of the refresh must have seen it; there is no event to wait for
@@ -445,21 +445,19 @@ def test_how_often_it_looks_for_one_may_come_with_the_stage(
     make_proxy(proxy)
     name = "GLIDEIN_Proxy_Refresh"
     site.put("factory/entry_alpha", *attribute_files({name: Attribute.of(name, interval)}, ()))
-    with holding(site, out, {"X509_USER_PROXY": str(proxy)}):
+    with holding(site, proxy, out):
         for number in range(renewals):
             make_proxy(proxy, f"renewed {number}")
             wait_for(lambda: out.is_file() and out.read_text() == proxy.read_text(), 30)
 
 
 @contextmanager
-def holding(
-    site: Site, out: Path, environment: dict[str, str], parameters: dict[str, str] | None = None
-) -> Iterator[None]:
+def holding(site: Site, proxy: Path, out: Path, parameters: dict[str, str] | None = None) -> Iterator[None]:
     """A pilot that writes again and again to ``out`` which proxy it has."""
     loop = f"while [ ! -e {out}.stop ]; do cat $X509_USER_PROXY > {out}; sleep .1; done"
     site.put("factory", script("error_gen.sh", "regular", output="ERROR_GEN_PATH"), **last(f"#!/bin/bash\n{loop}\n"))
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(site.pilot, environment=environment, parameters=parameters)
+        running = pool.submit(site.pilot, environment={"X509_USER_PROXY": str(proxy)}, parameters=parameters)
         try:
             yield
         finally:
