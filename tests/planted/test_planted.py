@@ -42,8 +42,8 @@ def instead(path, command, group, fails):
     """Something else, as a command makes it, is there instead of a file."""
     return Fault(
         group, f"f=$(ls {path} | tail -n 1); {command} > /run/planted; chmod --reference $f /run/planted; "
-        "chown --reference $f /run/planted; mount --bind /run/planted $f",
-        f"umount $(ls {path} | tail -n 1); rm -f /run/planted", frozenset(fails), quick=False,
+        "chown --reference $f /run/planted; mount --bind /run/planted $f; echo $f > /run/planted.at",
+        "umount $(cat /run/planted.at); rm -f /run/planted /run/planted.at", frozenset(fails), quick=False,
     )  # fmt: skip
 
 
