@@ -93,7 +93,7 @@ def refused(victim):
         begun, name = now(victim), GRID.fqdn(GRID.names("worker")[0])
         ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null nobody-here@%s true"
         # Not all at once: sshd drops some of what comes then (MaxStartups in sshd_config(5)).
-        attacker.run(f"for n in $(seq {number}); do {ssh} & [ $((n % 5)) != 0 ] || wait; done; wait", name)
+        attacker.run(f"for n in $(seq {number}); do {ssh} & [ $((n %% 5)) != 0 ] || wait; done; wait", name)
         return begun
 
     few = refuse(3)
