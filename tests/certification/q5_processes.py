@@ -34,17 +34,17 @@ exit 7
 
 @pytest.mark.check("D5.4")
 @pytest.mark.stage(2)
-def test_a_payload_that_fills_its_directory_ends_and_the_next_one_runs(any_site, jobs, alice, bob, pilots):
+def test_a_payload_that_fills_its_directory_ends_and_the_next_one_runs(elsewhere, jobs, alice, bob, pilots):
     """Where the pilot's jobs have their directories there is little room for a while: 16 MiB and 300 names."""
-    pilots(any_site)
-    worker, place = next((host(name), place) for name in any_site.workers for place in work_dirs(host(name)))
+    pilots(elsewhere)
+    worker, place = next((host(name), place) for name in elsewhere.workers for place in work_dirs(host(name)))
     owner = ok(worker, "stat --format=uid=%%u,gid=%%g,mode=%%a %s/execute", place).strip()
     ok(worker, "mount -t tmpfs -o size=16m,nr_inodes=300,%s tmpfs %s/execute", owner, place)
     try:
         here = f'requirements = TARGET.GLIDEIN_Worker == "{ok(worker, "hostname --fqdn").strip()}"'
-        full = jobs.submit(alice, any_site, FILLS, here).done()
+        full = jobs.submit(alice, elsewhere, FILLS, here).done()
         assert full["ExitCode"] == 7
-        assert jobs.submit(bob, any_site, extra=here).done()["ExitCode"] == 0
+        assert jobs.submit(bob, elsewhere, extra=here).done()["ExitCode"] == 0
         until_none("what is left", lambda: ok(worker, "find %s/execute -mindepth 1", place))
     finally:
         ok(worker, "umount --lazy %s/execute", place)

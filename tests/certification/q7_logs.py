@@ -280,17 +280,22 @@ class Copy:
         return done.stdout, done.rc == 0
 
 
-@pytest.fixture
-def copy(collector, worker):
-    """A worker's record in the chain, with copies of its journal and of the chain; gives what verifies them."""
+@pytest.fixture(scope="module")
+def chained(collector, worker):
+    """A worker's record in the chain: its text and its number."""
     text = word()
     note(host(worker), text)
     (record,) = arrives(collector, worker, text)
     ok(collector, "systemctl start pilotbed-log-chain")
+    return text, int(re.search(r";i=([0-9a-f]+);", record["__CURSOR"])[1], 16)
+
+
+@pytest.fixture
+def copy(collector, worker, chained):
+    """Copies of the worker's journal and of the chain; gives what verifies them."""
     ok(collector, "rm -rf %s && mkdir -m 700 %s && cp -a %s %s %s",
        COPY, COPY, f"{REMOTE}/{worker}", STATE, COPY)  # fmt: skip
-    number = int(re.search(r";i=([0-9a-f]+);", record["__CURSOR"])[1], 16)
-    yield Copy(collector, worker, text, number)
+    yield Copy(collector, worker, *chained)
     ok(collector, "rm -rf %s", COPY)
 
 

@@ -82,6 +82,7 @@ def revoked(grid, submit, jobs, carol, local_site, pilots, reissue):
         reissue()
 
 
+@pytest.mark.check("D6.4")
 @pytest.mark.revocation
 def test_authority_publishes_the_revocation_at_once(grid, revoked):
     published = ok(grid.node("certificate_authority"), "openssl crl -noout -text -in /srv/ca/ca.r0")
