@@ -353,16 +353,17 @@ def test_five_thousand_silent_connections_keep_nobody_out(bed, traffic, many_fil
             silent.connect(("127.0.0.1", bed.control))
             if number % 100 == 99:
                 most = max(most, descriptors(bed.relay))
-            # Seldom enough for more than `limit` to come within their timeout, however slow the machine is.
+            # Seldom: more than `limit` come within their timeout, however slow the machine is.
             if number % 1000 == 999:
-                with bed.connect("echo") as client:
-                    client.sendall(b"through")
-                    worked += client.recv(7) == b"through"
-        assert worked == 5
-        assert most - idle < limit + 100
+                for _ in range(10):
+                    with bed.connect("echo") as client:
+                        client.sendall(b"through")
+                        worked += client.recv(7) == b"through"
+        assert worked == 50
+        assert limit * 0.9 < most - idle < limit + 100
         eventually(lambda: traffic() > before + RATE, evidence=bed.relay.text)
         eventually(lambda: bed.refused("overload") + bed.refused("timeout") == 5000, evidence=bed.relay.text)
-        assert bed.refused("overload") > 0
+        assert bed.refused("overload") >= 5 * (1000 - limit)
         assert descriptors(bed.relay) < idle + 100
     assert len(logged(bed, "timeout", "said nothing in time")) == bed.refused("timeout")
 
