@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, ok, until
-from testinfra.host import Host
+from pilotbed_suite.support import GRID, edited, ok, until
 
+#: A worker: it has everything that is watched.
+VICTIM = GRID.names("worker")[0]
 ALERTS = "/var/log/pilotbed-alerts.log"
 #: Seconds.
 WITHIN = 300
@@ -29,8 +30,7 @@ REFUSED = r"refused: sshd: (\d+) times within five minutes from \S+"
 
 @pytest.fixture(scope="session")
 def victim():
-    """A worker: it has everything that is watched."""
-    return host(GRID.names("worker")[0])
+    return host(VICTIM)
 
 
 def now(node):
@@ -49,9 +49,8 @@ def told(node, pattern, since=0):
 
 @dataclass(frozen=True)
 class Tampered:
-    """A node on which things were planted: what is told of each, what was told before, and since when it is there."""
+    """What is told of each thing that was planted, what was told of it before, and since when all of it is there."""
 
-    node: Host
     plants: dict[str, str]
     before: dict[str, list]
     begun: int
@@ -65,17 +64,15 @@ def tampered(victim):
     before = {plant: told(victim, f"(over: )?{pattern}") for plant, pattern in plants.items()}
     begun = now(victim)
     try:
-        ok(victim, "systemd-run --quiet --unit helpful-miner python3 -c %s", LISTENS)
-        ok(victim, "cp /usr/bin/true /usr/local/bin/helper; chmod 4755 /usr/local/bin/helper")
-        ok(victim, "cp --archive /etc/glexec.conf /run/glexec.conf.kept; echo '# x' >> /etc/glexec.conf")
-        ok(victim, "echo '# x' > /etc/sudoers.d/zz-pilotbed-test; chmod 0440 /etc/sudoers.d/zz-pilotbed-test")
-        ok(victim, "cp --archive %s /run/policy.kept; echo '# x' >> %s", trust, trust)
-        yield Tampered(victim, plants, before, begun)
+        with edited(victim, "/etc/glexec.conf", "echo '# x' >> $f"), edited(victim, trust, "echo '# x' >> $f"):
+            ok(victim, "systemd-run --quiet --unit helpful-miner python3 -c %s", LISTENS)
+            ok(victim, "cp /usr/bin/true /usr/local/bin/helper; chmod 4755 /usr/local/bin/helper")
+            ok(victim, "echo '# x' > /etc/sudoers.d/zz-pilotbed-test; chmod 0440 /etc/sudoers.d/zz-pilotbed-test")
+            yield Tampered(plants, before, begun)
     finally:
         victim.run("systemctl stop helpful-miner; rm -f /usr/local/bin/helper /etc/sudoers.d/zz-pilotbed-test")
-        # The timer: the next deployment restarts what is older than a file of its role.
-        victim.run("mv /run/glexec.conf.kept /etc/glexec.conf; mv /run/policy.kept %s; "
-                   "systemctl restart pilotbed-fetch-crl.timer", trust)  # fmt: skip
+        # The next deployment restarts what is older than a file of its role.
+        victim.run("systemctl restart pilotbed-fetch-crl.timer")
         # What is planted again before the next look would not be told again.
         victim.run("systemctl start pilotbed-watch.service")
 
@@ -91,10 +88,10 @@ def test_nothing_of_it_was_told_before(tampered, plant):
 @pytest.fixture(scope="session")
 def refused(victim):
     """Since when a few logins of nobody were refused by the victim, since when many, and what was told before those."""
-    attacker = host(next(site.ce for site in GRID.sites if GRID.names("worker")[0] in site.workers))
+    attacker = host(next(site.ce for site in GRID.sites if VICTIM in site.workers))
 
     def refuse(number):
-        begun, name = now(victim), GRID.fqdn(GRID.names("worker")[0])
+        begun, name = now(victim), GRID.fqdn(VICTIM)
         ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null nobody-here@%s true"
         # Not all at once: sshd drops some of what comes then (MaxStartups in sshd_config(5)).
         attacker.run(f"for n in $(seq {number}); do {ssh} & [ $((n %% 5)) != 0 ] || wait; done; wait", name)
@@ -128,18 +125,18 @@ def test_a_burst_of_refused_logins_is_told(victim, refused):
 @pytest.mark.check("D7.7")
 @pytest.mark.stage(2)
 @pytest.mark.parametrize("plant", [*PLANTS, "trust"])
-def test_what_an_intruder_does_is_told_within_five_minutes(tampered, plant):
+def test_what_an_intruder_does_is_told_within_five_minutes(victim, tampered, plant):
     pattern = tampered.plants[plant]
-    left = max(tampered.begun + WITHIN + 30 - now(tampered.node), 1)
-    found = until("it is told", lambda: told(tampered.node, pattern, tampered.begun), left)
+    left = max(tampered.begun + WITHIN + 30 - now(victim), 1)
+    found = until("it is told", lambda: told(victim, pattern, tampered.begun), left)
     assert found[0][1] - tampered.begun < WITHIN
 
 
 @pytest.mark.check("D7.7")
 @pytest.mark.stage(2)
-def test_its_end_is_told_too(tampered):
+def test_its_end_is_told_too(victim, tampered):
     """By the next look, which need not be waited for: the timer's have been seen."""
-    end = now(tampered.node)
-    ok(tampered.node, "systemctl stop helpful-miner")
-    ok(tampered.node, "systemctl start pilotbed-watch.service")
-    until("it is over", lambda: told(tampered.node, f"over: {PLANTS['unit']}", end), WITHIN)
+    end = now(victim)
+    ok(victim, "systemctl stop helpful-miner")
+    ok(victim, "systemctl start pilotbed-watch.service")
+    until("it is over", lambda: told(victim, f"over: {PLANTS['unit']}", end), WITHIN)
