@@ -97,6 +97,8 @@ def refused(victim):
         attacker.run(f"for n in $(seq {number}); do {ssh} & [ $((n %% 5)) != 0 ] || wait; done; wait", name)
         return begun
 
+    # Whom it has told of, a certificate of just before, say, it does not tell of again within five minutes.
+    ok(victim, "fail2ban-client unban --all")
     few = refuse(3)
     seen = "journalctl --unit ssh --since @%s --grep 'Invalid user nobody-here' --output cat | wc -l"
     until("they are in its journal", lambda: int(ok(victim, seen, str(few))) >= 3)
