@@ -44,17 +44,22 @@ def eventually(check, seconds=PATIENCE, evidence=lambda: ""):
     return value
 
 
-_untried = 20000 + os.getpid() % 9000
+_reserved = []
 
 
 def free_ports(count):
-    """Adjacent ports that nobody uses, below those that the kernel gives to clients; others at each call."""
-    global _untried  # noqa: PLW0603
-    for first in range(_untried, 32000, count):
+    """Adjacent ports that nobody uses, below those that the kernel gives to clients; others at each call.
+
+    They are this process's until it ends, also while nobody listens at them: two processes of the tests that saw the
+    same ones free took both ("Address already in use" from a relay that started). Names of the abstract namespace say
+    so: they are the network namespace's, as ports are, and go with their process.
+    """
+    for first in range(20000, 32000, count):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            _untried = first + count
+                stack.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0pilotbed-tests-port-{port}")
+                socket.create_server(("127.0.0.1", port)).close()
+            _reserved.append(stack.pop_all())
             return list(range(first, first + count))
     raise AssertionError("no free ports")
 
