@@ -53,6 +53,11 @@ def _stage(item):
     return marker.args[0] if marker else 1
 
 
+def _turn(item):
+    """Its stage, and when in it: last what a site that is cut off loses, before it what is done elsewhere meanwhile."""
+    return _stage(item), ("elsewhere" in item.fixturenames) + 2 * ("cut_off" in item.fixturenames)
+
+
 def _has_what_it_needs(item):
     flavour = item.get_closest_marker("flavour")
     if flavour and not GRID.names(flavour.args[0]):
@@ -86,7 +91,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = filter(_has_what_it_needs, items)
     grid = [item for item in items if item.path.parent.name in ON_A_GRID]
     rest = [item for item in items if item.path.parent.name not in ON_A_GRID]
-    items[:] = rest + sorted(grid, key=_stage)
+    items[:] = rest + sorted(grid, key=_turn)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -81,9 +81,9 @@ def clean(worker, account, since, begin):
 
 
 @pytest.fixture(scope="module")
-def site(filtered_site, pilots):
-    pilots(filtered_site)
-    return filtered_site
+def site(elsewhere, pilots):
+    pilots(elsewhere)
+    return elsewhere
 
 
 @pytest.mark.check("D5.3")

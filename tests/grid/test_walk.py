@@ -36,10 +36,12 @@ def account(output):
 
 
 @pytest.fixture(scope="module")
-def walked(grid, jobs, alice, bob):
-    """{(user, site): (job, its ad, its output)}."""
+def walked(grid, jobs, alice, bob, visitors):
+    """{(user, site): (job, its ad, its output)}; what other VOs' members get, too, is test_vos's."""
     made = {(who.account, site): jobs.submit(who, site, SCRIPT)
             for site in grid.sites for who in (alice, bob)}  # fmt: skip
+    for who, site in visitors:  # their pilots take as long as the others': beside them
+        jobs.submit(who, site)
     ads = walk.wait(jobs.node, {f"{user}'s at {site.name}": job.id for (user, site), job in made.items()})
     return {key: (job, ad, job.read("out")) for (key, job), ad in zip(made.items(), ads.values(), strict=True)}
 

@@ -9,7 +9,7 @@ from testinfra.host import Host
 
 from . import walk
 from .reach import host
-from .support import GRID, HOLD, Grid, Jobs, Site, until
+from .support import GRID, HOLD, CutOff, Grid, Jobs, Site, until
 
 __all__ = [
     "alice",
@@ -17,6 +17,8 @@ __all__ = [
     "bob",
     "carol",
     "central",
+    "cut_off",
+    "elsewhere",
     "filtered_site",
     "grid",
     "hidden_site",
@@ -26,6 +28,7 @@ __all__ = [
     "pilots",
     "relay",
     "submit",
+    "visitors",
     "workers",
 ]
 
@@ -96,6 +99,14 @@ def mallory() -> walk.Walker:
     return walk.walker("mallory")
 
 
+@pytest.fixture(scope="session")
+def visitors() -> list[tuple[walk.Walker, Site]]:
+    """A member of every VO but the first, with a site that accepts it; a VO that no site accepts has none."""
+    vos = [(vo["name"], walk.walker(next(iter(vo["members"])))) for vo in GRID.variable("grid_vos")[1:]]
+    accepting = {name: [site for site in GRID.sites if name in (site.vos or [name])] for name, _ in vos}
+    return [(who, accepting[name][0]) for name, who in vos if accepting[name]]
+
+
 @pytest.fixture(scope="module")
 def jobs(submit: Host) -> Iterator[Jobs]:
     made = Jobs(submit)
@@ -123,3 +134,24 @@ def pilots(jobs: Jobs, alice: walk.Walker, central: Host) -> Callable[..., None]
 def workers() -> dict[str, Host]:
     """Every worker by its name."""
     return {name: host(name) for name in GRID.names("worker")}
+
+
+@pytest.fixture(scope="session")
+def cut_off(submit: Host, central: Host, any_site: Site, alice: walk.Walker) -> Iterator[CutOff]:
+    """Alice's job at a site that was cut off then."""
+    made = Jobs(submit)
+    job = made.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n", "job_lease_duration = 60")
+    cut = CutOff(any_site, central, job, *job.holds(any_site), job.ad()["NumJobStarts"])
+    cut.begin()
+    yield cut
+    cut.end()
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def elsewhere(request: pytest.FixtureRequest, any_site: Site) -> Site:
+    """A site for what needs no particular one; where there are several another one may be cut off, which takes long."""
+    site = GRID.sites[-1]
+    if site != any_site and any("cut_off" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("cut_off")
+    return site

@@ -367,6 +367,39 @@ def slurm_cpu_time(ce: Host, job: str) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
+# -- a site that is cut off ----------------------------------------------------------------------------------------
+
+#: A table of its own at a site's router, whatever else it filters.
+CUT = "table inet pilotbed_test { chain cut { type filter hook forward priority -300; policy drop; }; }"
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """A site whose router forwards nothing, and a job with the payload that ran there, after so many starts."""
+
+    site: Site
+    central: Host
+    job: Job
+    worker: Host
+    process: Process
+    starts: int
+
+    def usable(self) -> list[str]:
+        """Return the names of the site's slots to which the negotiator would give jobs."""
+        rule = self.central.run("condor_config_val NEGOTIATOR_SLOT_CONSTRAINT")
+        wanted = f'GLIDEIN_Site == "{self.site.name}" && ({rule.stdout.strip() if rule.rc == 0 else "true"})'
+        return ok(self.central, "condor_status -constraint %s -autoformat Name", wanted).split()
+
+    def begin(self) -> None:
+        """Let nothing through any more; it has usable slots before."""
+        assert self.usable(), "control"
+        ok(host(self.site.router), "nft %s", f"add {CUT}")
+
+    def end(self) -> None:
+        """Let everything through again that its own filter does; at any time."""
+        host(self.site.router).run("nft delete table inet pilotbed_test")
+
+
 # -- pilots by hand ------------------------------------------------------------------------------------------------
 
 
