@@ -227,9 +227,9 @@ def vo(bed):
     server.publish()
     bed.config |= {"authorized_dns": [PILOT], "authorized_fqans": [ROLE], "voms_directory": str(server.directory)}
 
-    def proxy(*fqans, credential=None, **options):
+    def proxy(*fqans, credential=None, name="voms_proxy", **options):
         ac = server.attribute_certificate(credential or bed.pilot, *fqans, **options)
-        path = bed.directory / "voms_proxy"
+        path = bed.directory / name
         pki.with_attributes(bed.pilot, ac).save(path)
         return path
 
@@ -262,10 +262,20 @@ def test_fqan_of_somebody_else_or_forged_is_refused_as_such(bed, vo):
     assert bed.refused("bad_attributes") == 2
 
 
+def short(bed, proxy):
+    """Return a lifetime that is over soon, and not before an agent could use it, as another does now by `proxy`."""
+    began = time.monotonic()
+    bed.start_agent(Target(echo), proxy=proxy, name="other")
+    bed.registered("other")
+    return dt.timedelta(seconds=3 + 5 * (time.monotonic() - began))
+
+
 def test_a_lease_ends_with_its_attributes(bed, vo):
     bed.start_relay()
-    agent = bed.start_agent(Target(echo), proxy=vo(ROLE, hours=(0, 6 / 3600)))
-    assert bed.registered() and bed.lease()["expires"] < time.time() + 10
+    lifetime = short(bed, vo(ROLE, name="other.pem"))
+    ends = time.time() + lifetime.total_seconds()
+    agent = bed.start_agent(Target(echo), proxy=vo(ROLE, hours=(0, lifetime / HOUR)))
+    assert bed.registered() and ends - 2 < bed.lease()["expires"] < ends + 60
     assert agent.exit_code() == 3
     assert "code=proxy_expired" in agent.text()
     assert bed.lease() is None
@@ -598,7 +608,8 @@ def test_port_that_something_else_uses_is_passed_over(bed):
 
 def test_lease_ends_with_its_proxy(bed):
     bed.start_relay()
-    agent = bed.start_agent(Target(echo), proxy=bed.proxy(dt.timedelta(seconds=6)))
+    lifetime = short(bed, bed.proxy(name="other.pem"))
+    agent = bed.start_agent(Target(echo), proxy=bed.proxy(lifetime))
     bed.registered()
     client = bed.connect()
     client.sendall(b"x")
@@ -608,6 +619,7 @@ def test_lease_ends_with_its_proxy(bed):
     with contextlib.suppress(ConnectionResetError):
         assert client.recv(1) == b""
     assert bed.lease() is None
+    assert bed.lease("other")["state"] == "connected"
 
 
 def test_renewed_proxy_renews_the_lease(bed):
