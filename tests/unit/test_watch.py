@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pilotbed.watch import cli, facts
 from pilotbed.watch.cli import Finding, Watch
+from pilotbed_suite import CHECKOUT
 
 SS = """\
 tcp   LISTEN 0      128                   0.0.0.0:22         0.0.0.0:*    users:(("sshd",pid=63,fd=6))
@@ -62,6 +64,22 @@ def test_a_socket_is_as_protected_as_its_declaration_says(address: str, port: in
         {"program": "squid", "proto": "tcp", "port": "dynamic", "from": "nobody", "protected": "dynamic"},
     ]
     assert facts.protection(facts.Listener("tcp", port, address, program), declarations) == expected
+
+
+#: What a machine's own address and time need; seen on Debian 13 half a lease after its start.
+MACHINE = """\
+udp   UNCONN 0      0        192.168.121.221%eth0:68         0.0.0.0:*    users:(("systemd-network",pid=9,fd=21))
+udp   UNCONN 0      0       [fe80::1%eth0]%eth0:546             [::]:*    users:(("systemd-network",pid=9,fd=22))
+udp   UNCONN 0      0                   0.0.0.0:68           0.0.0.0:*    users:(("dhcpcd",pid=9,fd=7))
+udp   UNCONN 0      0                   0.0.0.0:40123        0.0.0.0:*    users:(("systemd-timesyn",pid=9,fd=7))
+"""
+
+
+def test_a_machine_may_ask_for_its_address_and_the_time() -> None:
+    known = yaml.safe_load((CHECKOUT / "inventory/common/group_vars/all/firewall.yml").read_text())["all_sockets"]
+    assert all(facts.protection(one, known) for one in facts.listeners(MACHINE))
+    served = facts.listeners(MACHINE.replace(":68 ", ":67 ").replace(":546 ", ":547 ").replace("timesyn", "other"))
+    assert not any(facts.protection(one, known) for one in served)
 
 
 def test_units_are_compared_without_their_endings() -> None:
