@@ -28,7 +28,6 @@ __all__ = [
     "pilots",
     "relay",
     "submit",
-    "visitors",
     "workers",
 ]
 
@@ -97,14 +96,6 @@ def carol() -> walk.Walker:
 def mallory() -> walk.Walker:
     """Has a certificate, and is no member of any VO."""
     return walk.walker("mallory")
-
-
-@pytest.fixture(scope="session")
-def visitors() -> list[tuple[walk.Walker, Site]]:
-    """A member of every VO but the first, with a site that accepts it; a VO that no site accepts has none."""
-    vos = [(vo["name"], walk.walker(next(iter(vo["members"])))) for vo in GRID.variable("grid_vos")[1:]]
-    accepting = {name: [site for site in GRID.sites if name in (site.vos or [name])] for name, _ in vos}
-    return [(who, accepting[name][0]) for name, who in vos if accepting[name]]
 
 
 @pytest.fixture(scope="module")
