@@ -2,7 +2,7 @@
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import ok, until_none, work_dirs
+from pilotbed_suite.support import ok, running_proxies, until_none
 
 
 @pytest.mark.check("D5.1")
@@ -37,7 +37,8 @@ exit 7
 def test_a_payload_that_fills_its_directory_ends_and_the_next_one_runs(elsewhere, jobs, alice, bob, pilots):
     """Where the pilot's jobs have their directories there is little room for a while: 16 MiB and 300 names."""
     pilots(elsewhere)
-    worker, place = next((host(name), place) for name in elsewhere.workers for place in work_dirs(host(name)))
+    name, place = next(iter(running_proxies(elsewhere)))
+    worker = host(name)
     owner = ok(worker, "stat --format=uid=%%u,gid=%%g,mode=%%a %s/execute", place).strip()
     ok(worker, "mount -t tmpfs -o size=16m,nr_inodes=300,%s tmpfs %s/execute", owner, place)
     try:

@@ -9,7 +9,18 @@ import re
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, HOLD, as_user, ok, playbook, slurm_cpu_time, until, work_dirs, write
+from pilotbed_suite.support import (
+    GRID,
+    HOLD,
+    as_user,
+    ok,
+    playbook,
+    running_proxies,
+    slurm_cpu_time,
+    until,
+    work_dir,
+    write,
+)
 
 #: Computes for 30 s in three processes, one of them without a parent; all have done so when it holds once more.
 BURN = f"""#!/usr/bin/python3
@@ -60,7 +71,7 @@ def glexec():
     def call(node, proxy, command="id -un"):
         worker = host(node)
         used.append(worker)
-        account = ok(worker, "stat -c %%U %s", until("a pilot", lambda: work_dirs(worker))[0]).strip()
+        account = ok(worker, "stat -c %%U %s", work_dir(worker)).strip()
         write(worker, path, proxy, account)
         return worker.run(
             f"cd / && runuser -u %s -- env GLEXEC_CLIENT_CERT=%s /usr/sbin/glexec /bin/sh -c '{command}'", account, path
@@ -148,7 +159,7 @@ def test_ban_counts_everywhere_and_ends_what_runs(jobs, alice, bob, served_site,
             alive = worker.run("test -d /proc/%s", str(process.pid)).rc == 0
             assert alive == (who == alice.account), (who, site.name)
         for site in (served_site, local_site):
-            node = next(name for name in site.workers if host(name).run("pgrep -x condor_startd").rc == 0)
+            node, _ = next(iter(running_proxies(site)))
             assert glexec(node, proxies[1]).rc == 203
             assert glexec(node, proxies[0]).rc == 0
         again = playbook("ban", ban_dn=dn)

@@ -412,6 +412,17 @@ def work_dirs(worker: Host) -> list[str]:
     return str(found.stdout).split()
 
 
+def work_dir(worker: Host) -> str:
+    """Return the work directory of one of the first VO's pilots on ``worker``, once there is one."""
+    accounts = re.compile(rf"{GRID.variable('grid_vos')[0]['pilot_accounts']['prefix']}\d+")
+
+    def look() -> list[str]:
+        owners = ((place, worker.run("stat --format=%%U %s", place).stdout.strip()) for place in work_dirs(worker))
+        return [place for place, owner in owners if accounts.fullmatch(owner)]
+
+    return str(until("a pilot of the first VO", look)[0])
+
+
 def running_proxies(site: Site) -> dict[tuple[str, str], str]:
     """Return whose the proxy of each pilot of the first VO at a site is and when it ends, by worker and directory."""
     look = "openssl x509 -noout -subject -nameopt compat -enddate -in %s"
