@@ -277,20 +277,22 @@ def test_without_its_ban_list_nobody_is_mapped(service):
 
 
 def test_it_neither_grows_nor_leaks_descriptors(service):
-    """LCMAPS lives in the worker: thousands of mappings in one process."""
+    """LCMAPS lives in the worker: a thousand mappings in one process, or more, however fast the machine is now."""
     def state():
         pid = worker_pids(service)[-1]
         status = service.bed.root(f"cat /proc/{pid}/status; ls /proc/{pid}/fd | wc -l")
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]), int(status.split()[-1])
 
     assert service.load(4, 1)["bad"] == 0
-    before = state()
-    found = service.load(4, 4)
+    before, asked = state(), 0
+    while asked < 1000:
+        found = service.load(4, 4)
+        assert found["bad"] == 0, found
+        asked += found["answers"]
     after = state()
-    assert (found["bad"], found["per_second"] > 100) == (0, True), found
     assert after[0] - before[0] < 2000, f"kB: {before[0]} to {after[0]}"
     assert after[1] <= before[1] + 1
-    assert len(service.lines()) > 4 * found["per_second"], "each has its line"
+    assert len(service.lines()) > asked, "each has its line"
 
 
 def test_control_the_load_sees_a_refusal(service):
