@@ -64,7 +64,7 @@ class Desk:
         tools = (f"{tool} {cluster} -af {' '.join(attributes)}" for tool in ("condor_q", "condor_history"))
         return self.run("; ".join(tools)).splitlines()
 
-    def wait(self, cluster, jobs=1, status="4", deadline=240):
+    def wait(self, cluster, jobs=1, status="4", deadline=480):
         """Wait until all jobs of a cluster have ended."""
         until(f"{jobs} jobs of cluster {cluster} end",
               lambda: self.asked(cluster, "JobStatus").count(status) == jobs, deadline, every=1)  # fmt: skip
