@@ -176,8 +176,7 @@ def test_schedd_takes_no_job_with_an_expired_proxy(submit, jobs, alice, local_si
 def test_glexec_looks_at_the_end_of_a_proxy_first(local_site, seconds, code, message):
     """Below a pilot's own proxy: in time it comes as far as the mapping, which has no payload's account for pilots."""
     worker = host(local_site.workers[0])
-    place = work_dir(worker)
-    account, proxy = ok(worker, "stat -c %%U %s", place).strip(), "/tmp/pilotbed-test-proxy.pem"
+    (place, account), proxy = work_dir(worker), "/tmp/pilotbed-test-proxy.pem"
     try:
         ok(worker, "install -m 0600 -o %s /dev/null %s && python3 -I -c %s %s %s > %s",
            account, proxy, MAKE_PROXY, str(seconds), f"{place}/cred/pilot.pem", proxy)  # fmt: skip
@@ -193,7 +192,7 @@ def test_glexec_looks_at_the_end_of_a_proxy_first(local_site, seconds, code, mes
 def test_another_users_certificate_behind_ones_own_proxy_gives_nobodys_account(local_site, submit, alice, bob):
     """LCMAPS takes the name from the last certificate that is no CA's, though it has verified the first."""
     worker = host(local_site.workers[0])
-    account = ok(worker, "stat -c %%U %s", work_dir(worker)).strip()
+    _, account = work_dir(worker)
     ok(submit, "runuser -l %s -c %s", alice.account, "voms-proxy-init --quiet --voms " + f"gridlab:{alice.fqan}")
     own = ok(submit, "runuser -l %s -c %s", alice.account, "cat /tmp/x509up_u$(id -u)")
     other = ok(submit, "runuser -l %s -c %s", bob.account, "cat ~/.globus/usercert.pem")

@@ -71,7 +71,7 @@ def glexec():
     def call(node, proxy, command="id -un"):
         worker = host(node)
         used.append(worker)
-        account = ok(worker, "stat -c %%U %s", work_dir(worker)).strip()
+        _, account = work_dir(worker)
         write(worker, path, proxy, account)
         return worker.run(
             f"cd / && runuser -u %s -- env GLEXEC_CLIENT_CERT=%s /usr/sbin/glexec /bin/sh -c '{command}'", account, path

@@ -52,12 +52,6 @@ def visiting(submit, dave, shared_site):
     made.close()
 
 
-@pytest.fixture(scope="module")
-def walked(submit, dave, visiting):
-    ad = visiting.done()
-    return ad, walk.trace(submit, dave, visiting.id, ad, visiting.name)
-
-
 def of_pool(account, pool):
     return re.fullmatch(rf"{pool['prefix']}\d+", account)
 
@@ -69,8 +63,8 @@ def test_a_members_job_is_of_his_vo(visiting, other):
 
 
 @pytest.mark.check("P2", control=True)
-def test_a_job_of_the_second_vo_runs_through_pilots_of_its_own(walked, other):
-    _, trace = walked
+def test_a_job_of_the_second_vo_runs_through_pilots_of_its_own(submit, dave, visiting, other):
+    trace = walk.trace(submit, dave, visiting.id, visiting.done(), visiting.name)
     assert trace.exit_code == 0
     assert of_pool(trace.pilot_account, other["pilot_accounts"])
     assert of_pool(trace.payload_account, other["payload_accounts"])

@@ -412,15 +412,15 @@ def work_dirs(worker: Host) -> list[str]:
     return str(found.stdout).split()
 
 
-def work_dir(worker: Host) -> str:
-    """Return the work directory of one of the first VO's pilots on ``worker``, once there is one."""
+def work_dir(worker: Host) -> tuple[str, str]:
+    """Return the work directory and the account of one of the first VO's pilots on ``worker``, once there is one."""
     accounts = re.compile(rf"{GRID.variable('grid_vos')[0]['pilot_accounts']['prefix']}\d+")
 
-    def look() -> list[str]:
+    def look() -> list[tuple[str, str]]:
         owners = ((place, worker.run("stat --format=%%U %s", place).stdout.strip()) for place in work_dirs(worker))
-        return [place for place, owner in owners if accounts.fullmatch(owner)]
+        return [(place, owner) for place, owner in owners if accounts.fullmatch(owner)]
 
-    return str(until("a pilot of the first VO", look)[0])
+    return until("a pilot of the first VO", look)[0]
 
 
 def running_proxies(site: Site) -> dict[tuple[str, str], str]:
