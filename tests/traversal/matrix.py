@@ -111,7 +111,7 @@ def warm() -> Iterator[None]:
             # That pilot may have retired, and its proxy with it, when the last one is started by hand.
             worker, kept = host(site.workers[0]), f"{SESSIONS}/pilotbed-test"
             stack.callback(worker.run, "rm -rf %s", kept)
-            ok(worker, "install -D -m 0600 %s %s/user.proxy", pilot_proxies(worker)[0], kept)
+            ok(worker, "mkdir -p %s && cp -p %s %s/user.proxy", kept, pilot_proxies(worker)[0], kept)
         yield
 
 

@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -412,34 +412,32 @@ def work_dirs(worker: Host) -> list[str]:
     return str(found.stdout).split()
 
 
+def owned_by_first_vo(worker: Host, files: Iterable[str]) -> list[tuple[str, str]]:
+    """Return those of ``files`` that a pilot account of the first VO owns, in their order, each with its account."""
+    prefix = GRID.variable("grid_vos")[0]["pilot_accounts"]["prefix"]
+    found = str(worker.run(f"stat --format='%n %U' {shlex.join(files)}").stdout)
+    return re.findall(rf"^(\S+) ({prefix}\d+)$", found, re.MULTILINE)
+
+
 def work_dir(worker: Host) -> tuple[str, str]:
     """Return the work directory and the account of one of the first VO's pilots on ``worker``, once there is one."""
-    accounts = re.compile(rf"{GRID.variable('grid_vos')[0]['pilot_accounts']['prefix']}\d+")
-
-    def look() -> list[tuple[str, str]]:
-        owners = ((place, worker.run("stat --format=%%U %s", place).stdout.strip()) for place in work_dirs(worker))
-        return [(place, owner) for place, owner in owners if accounts.fullmatch(owner)]
-
-    return until("a pilot of the first VO", look)[0]
+    return until("a pilot of the first VO", lambda: owned_by_first_vo(worker, work_dirs(worker)))[0]
 
 
 def running_proxies(site: Site) -> dict[tuple[str, str], str]:
     """Return whose the proxy of each pilot of the first VO at a site is and when it ends, by worker and directory."""
     look = "openssl x509 -noout -subject -nameopt compat -enddate -in %s"
-    places = [(name, directory) for name in site.workers for directory in work_dirs(host(name))]
+    places = [
+        (name, place) for name in site.workers for place, _ in owned_by_first_vo(host(name), work_dirs(host(name)))
+    ]
     found = {(name, place): str(host(name).run(look, f"{place}/cred/pilot.pem").stdout) for name, place in places}
-    service = GRID.variable("grid_vos")[0]["pilot_service"]
-    return {pilot: said for pilot, said in found.items() if f"/CN={service}/" in said}
+    return {pilot: said for pilot, said in found.items() if said}
 
 
 def pilot_proxies(worker: Host) -> list[str]:
     """Return the proxies of the first VO's pilots in a site's session directories, the newest first."""
-    wanted = f"/CN={GRID.variable('grid_vos')[0]['pilot_service']}/"
-    look = (
-        f"for f in $(ls -t {SESSIONS}/*/user.proxy); do "
-        "openssl x509 -in $f -noout -subject -nameopt compat | grep -qF %s && echo $f; done"
-    )
-    return str(worker.run(look, wanted).stdout).split()
+    newest_first = str(worker.run(f"ls -t {SESSIONS}/*/user.proxy").stdout).split()
+    return [proxy for proxy, _ in owned_by_first_vo(worker, newest_first)]
 
 
 def worker_with_a_pilot(site: Site) -> Host:
