@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pytest
-from pilotbed_suite.fixtures import *  # noqa: F403  # they are for pytest, by their names
 from pilotbed_suite.support import HOLD, Job, Jobs, Process
 from testinfra.host import Host
 
@@ -16,6 +15,10 @@ cat /proc/$$/limits > limits.txt
 cp umask.txt env.txt fd.txt limits.txt /tmp/
 {HOLD}
 """
+
+
+def pytest_configure(config):
+    config.pluginmanager.import_plugin("pilotbed_suite.fixtures")
 
 
 @dataclass(frozen=True)

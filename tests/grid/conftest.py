@@ -9,7 +9,6 @@ PILOTBED_CONNECTION=paramiko, PILOTBED_SSH_CONFIG and ANSIBLE_INVENTORY. What a 
 
 import pytest
 from pilotbed_suite import matrix, walk
-from pilotbed_suite.fixtures import *  # noqa: F403  # they are for pytest, by their names
 from pilotbed_suite.support import GRID
 
 TOLD = pytest.StashKey[set]()
@@ -30,6 +29,7 @@ MARKERS = {
 
 
 def pytest_configure(config):
+    config.pluginmanager.import_plugin("pilotbed_suite.fixtures")
     for name, what in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
     config.addinivalue_line(

@@ -1,4 +1,8 @@
-"""What pytest gives to tests on a grid: its parts, sites of a kind, people, jobs. A conftest.py imports all of it."""
+"""A plug-in of pytest: what it gives to tests on a grid, which are its parts, sites of a kind, people, jobs.
+
+A conftest.py that wants it has ``pytest_configure`` import it. With ``import *``, each directory had every fixture of a
+session once more: the second ``cut_off`` waited for a site that the first one had cut off.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,6 @@ from testinfra.host import Host
 from . import walk
 from .reach import host
 from .support import GRID, HOLD, CutOff, Grid, Jobs, Site, until
-
-__all__ = [
-    "alice",
-    "any_site",
-    "bob",
-    "carol",
-    "central",
-    "cut_off",
-    "elsewhere",
-    "filtered_site",
-    "grid",
-    "hidden_site",
-    "jobs",
-    "local_site",
-    "mallory",
-    "pilots",
-    "relay",
-    "submit",
-    "workers",
-]
 
 
 @pytest.fixture(scope="session")
