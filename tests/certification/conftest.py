@@ -1,5 +1,6 @@
 """Checks of the certificate that tests/grid has not: docs/certification.md. What they share with it is the suite's."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -39,7 +40,6 @@ class Running:
 @pytest.fixture(scope="session")
 def running(submit, any_site, alice):
     """Alice's job, which has told of itself and waits."""
-    made = Jobs(submit)
-    job = made.submit(alice, any_site, TELLS)
-    yield Running(job, *job.holds(any_site))
-    made.close()
+    with closing(Jobs(submit)) as made:
+        job = made.submit(alice, any_site, TELLS)
+        yield Running(job, *job.holds(any_site))

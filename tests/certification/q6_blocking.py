@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from pilotbed_suite.support import GRID, HOLD, ok, until
+from pilotbed_suite.support import GRID, HOLD, PATIENCE, ok, until
 
 pytestmark = pytest.mark.stage(2)
 
@@ -74,6 +74,25 @@ def test_a_downtime_of_no_entry_is_refused(factory):
     done = factory.run("pilotbed-entry downtime nowhere")
     assert done.rc == 1
     assert "'nowhere' is none of ALL, " in done.stderr
+
+
+@pytest.mark.check("D6.2")
+def test_other_sites_get_pilots_meanwhile(cut_off, elsewhere, factory, jobs, alice):
+    """One program for all computing elements would wait for the one that is away: 166 s were seen."""
+    site = GRID.site("besides the one that is cut off", lambda site: site == elsewhere != cut_off.site)
+    wanted = f'GlideinEntryName == "{site.name}" && QDate > {cut_off.job.ad()["JobStartDate"]}'
+
+    def began():
+        """Of each pilot there since the cut that has begun: when, and in how many seconds."""
+        asked = "pilotbed-factory-pool {} -constraint %s -autoformat JobStartDate JobStartDate-QDate"
+        said = "".join(ok(factory, asked.format(tool), wanted) for tool in ("condor_q -allusers", "condor_history"))
+        return sorted(tuple(map(int, line.split())) for line in said.splitlines() if "undefined" not in line)
+
+    if not began():
+        ok(factory, "pilotbed-factory-pool condor_rm -constraint %s", f'GlideinEntryName == "{site.name}"')
+        assert jobs.submit(alice, site).done()["ExitCode"] == 0
+    _, seconds = until("a pilot has begun", began)[-1]
+    assert seconds < 60 * PATIENCE
 
 
 @pytest.mark.check("D6.2")

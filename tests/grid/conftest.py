@@ -55,7 +55,8 @@ def _stage(item):
 
 def _turn(item):
     """Its stage, and when in it: last what a site that is cut off loses, before it what is done elsewhere meanwhile."""
-    return _stage(item), ("elsewhere" in item.fixturenames) + 2 * ("cut_off" in item.fixturenames)
+    elsewhere, cut_off = (name in item.fixturenames for name in ("elsewhere", "cut_off"))
+    return _stage(item), [(False, False), (True, False), (True, True), (False, True)].index((elsewhere, cut_off))
 
 
 def _has_what_it_needs(item):

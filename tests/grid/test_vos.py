@@ -6,6 +6,7 @@
 
 import json
 import re
+from contextlib import closing
 
 import pytest
 from pilotbed_suite import walk
@@ -47,9 +48,8 @@ def closed_site(other):
 @pytest.fixture(scope="session")
 def visiting(submit, dave, shared_site):
     """Dave's job, submitted before the walk's: its first pilots come with theirs."""
-    made = Jobs(submit)
-    yield made.submit(dave, shared_site)
-    made.close()
+    with closing(Jobs(submit)) as made:
+        yield made.submit(dave, shared_site)
 
 
 def of_pool(account, pool):

@@ -7,6 +7,7 @@ session once more: the second ``cut_off`` waited for a site that the first one h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 from testinfra.host import Host
@@ -84,9 +85,8 @@ def mallory() -> walk.Walker:
 
 @pytest.fixture(scope="module")
 def jobs(submit: Host) -> Iterator[Jobs]:
-    made = Jobs(submit)
-    yield made
-    made.close()
+    with closing(Jobs(submit)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,12 @@ def workers() -> dict[str, Host]:
 @pytest.fixture(scope="session")
 def cut_off(submit: Host, central: Host, any_site: Site, alice: walk.Walker) -> Iterator[CutOff]:
     """Alice's job at a site that was cut off then."""
-    made = Jobs(submit)
-    job = made.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n", "job_lease_duration = 60")
-    cut = CutOff(any_site, central, job, *job.holds(any_site), job.ad()["NumJobStarts"])
-    cut.begin()
-    yield cut
-    cut.end()
-    made.close()
+    with closing(Jobs(submit)) as made:
+        job = made.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n", "job_lease_duration = 60")
+        cut = CutOff(any_site, central, job, *job.holds(any_site), job.ad()["NumJobStarts"])
+        cut.begin()
+        yield cut
+        cut.end()
 
 
 @pytest.fixture(scope="session")
