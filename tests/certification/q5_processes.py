@@ -1,5 +1,7 @@
 """Question 5: which processes belong to which pilot."""
 
+import re
+
 import pytest
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import ok, running_proxies, until_none
@@ -24,8 +26,9 @@ def test_pilot_glexec_and_payload_are_one_tree(running):
 
 #: Fills its directory: with one file until there is no more room, then with names until there are no more.
 FILLS = """#!/bin/sh
-head -c 1G /dev/zero > big; echo "bytes: $?"
+head -c 1G /dev/zero > big; code=$?
 truncate -s 4096 big
+echo "bytes: $code"
 i=0; while true > name.$i; do i=$((i + 1)); [ $i -lt 100000 ] || break; done 2> /dev/null
 echo "names: $i"
 exit 7
@@ -42,9 +45,12 @@ def test_a_payload_that_fills_its_directory_ends_and_the_next_one_runs(elsewhere
     owner = ok(worker, "stat --format=uid=%%u,gid=%%g,mode=%%a %s/execute", place).strip()
     ok(worker, "mount -t tmpfs -o size=16m,nr_inodes=300,%s tmpfs %s/execute", owner, place)
     try:
-        here = f'requirements = TARGET.GLIDEIN_Worker == "{ok(worker, "hostname --fqdn").strip()}"'
-        full = jobs.submit(alice, elsewhere, FILLS, here).done()
-        assert full["ExitCode"] == 7
+        # Another pilot on the same worker would take them as well.
+        pilot = ok(worker, "grep '^GLIDEIN_Pilot_Name ' %s/glidein_config", place).split()[1]
+        here = f'requirements = split(TARGET.Name, "@")[1] == "{pilot}"'
+        full = jobs.submit(alice, elsewhere, FILLS, here)
+        assert full.done()["ExitCode"] == 7
+        assert re.fullmatch(r"bytes: 1\nnames: [1-9]\d{0,2}\n", full.read("out")), full.read("out")
         assert jobs.submit(bob, elsewhere, extra=here).done()["ExitCode"] == 0
         until_none("what is left", lambda: ok(worker, "find %s/execute -mindepth 1", place))
     finally:
