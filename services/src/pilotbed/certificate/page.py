@@ -11,7 +11,9 @@ from jinja2 import Environment, StrictUndefined
 from .report import Link, Report, Verdict
 
 #: Of the diagram, in its own units.
-_BOX, _HEIGHT, _GAP, _ROW, _MARGIN = 118, 44, 16, 128, 24
+_BOX, _NAME, _PROGRAM, _GAP, _MARGIN = 118, 26, 11, 16, 24
+#: Between two rows, for the lines.
+_BETWEEN = 84
 #: Boxes in a row.
 _ACROSS = 8
 
@@ -23,12 +25,18 @@ class Box:
     name: str
     x: int
     y: int
-    listens: str
+    height: int
+    listens: tuple[str, ...]
 
     @property
-    def centre(self) -> tuple[int, int]:
-        """Its middle."""
-        return self.x + _BOX // 2, self.y + _HEIGHT // 2
+    def middle(self) -> int:
+        """Where lines meet it, from left to right."""
+        return self.x + _BOX // 2
+
+    @property
+    def below(self) -> int:
+        """Its lower edge."""
+        return self.y + self.height
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,9 @@ class Line:
     """Who connects to whom, and to which ports."""
 
     path: str
-    says: str
+    client: str
+    server: str
+    ports: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,20 +75,20 @@ def diagram(report: Report) -> Diagram:
         site = next((group.removeprefix("site_") for group in groups if group.startswith("site_")
                      and group not in ("site_router", "site_storage")), "")  # fmt: skip
         places[f"site {site}" if site else "central services"].append(name)
-    rows, boxes, y = [], {}, _MARGIN
+    rows, y = [], _MARGIN
+    boxes: dict[str, Box] = {}
     for title in sorted(places, key=lambda title: title != "central services"):
         names = places[title]
         for first in range(0, len(names), _ACROSS):
-            here = []
-            for column, name in enumerate(names[first : first + _ACROSS]):
-                programs = sorted({one.program for one in report.sockets if one.node == name})
-                box = Box(name, _MARGIN + column * (_BOX + _GAP), y + 18, ", ".join(programs))
-                boxes[name] = box
-                here.append(box)
-            rows.append(Row(title if first == 0 else "", y, tuple(here)))
-            y += _ROW
-    return Diagram(2 * _MARGIN + _ACROSS * (_BOX + _GAP) - _GAP, y - _ROW + _HEIGHT + 2 * _MARGIN, tuple(rows),
-                   tuple(_lines(report.links, boxes)))  # fmt: skip
+            listens = {name: tuple(sorted({one.program for one in report.sockets if one.node == name}))
+                       for name in names[first : first + _ACROSS]}  # fmt: skip
+            height = _NAME + _PROGRAM * max(map(len, listens.values()))
+            here = tuple(Box(name, _MARGIN + column * (_BOX + _GAP), y + 18, height, programs)
+                         for column, (name, programs) in enumerate(listens.items()))  # fmt: skip
+            boxes |= {box.name: box for box in here}
+            rows.append(Row(title if first == 0 else "", y, here))
+            y += height + _BETWEEN
+    return Diagram(2 * _MARGIN + _ACROSS * (_BOX + _GAP) - _GAP, y, tuple(rows), tuple(_lines(report.links, boxes)))
 
 
 def _lines(links: tuple[Link, ...], boxes: dict[str, Box]) -> list[Line]:
@@ -88,10 +98,15 @@ def _lines(links: tuple[Link, ...], boxes: dict[str, Box]) -> list[Line]:
             ports[link.client, link.server].add(link.port)
     found = []
     for (client, server), numbers in sorted(ports.items()):
-        (x1, y1), (x2, y2) = boxes[client].centre, boxes[server].centre
-        bend = 46 if y1 == y2 else 0
-        path = f"M {x1} {y1} Q {(x1 + x2) // 2} {(y1 + y2) // 2 + bend} {x2} {y2}"
-        found.append(Line(path, f"{client} → {server}: {', '.join(map(str, sorted(numbers)))}"))
+        one, other = boxes[client], boxes[server]
+        if one.y == other.y:  # below their row, the further the wider
+            begin, end = one.below, other.below
+            bend = begin + min(30 + abs(one.x - other.x) // 8, 2 * (_BETWEEN - 20))
+        else:
+            begin, end = (one.below, other.y) if one.y < other.y else (one.y, other.below)
+            bend = (begin + end) // 2
+        path = f"M {one.middle} {begin} Q {(one.middle + other.middle) // 2} {bend} {other.middle} {end}"
+        found.append(Line(path, client, server, tuple(sorted(numbers))))
     return found
 
 
@@ -99,4 +114,4 @@ def page(report: Report) -> str:
     """Return the page's HTML. Whatever a command has said is text in it, never markup."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files(__package__) / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(report=report, diagram=diagram(report), verdicts=list(Verdict), box=(_BOX, _HEIGHT))
+    return template.render(report=report, diagram=diagram(report), verdicts=list(Verdict), width=_BOX)
