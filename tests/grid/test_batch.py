@@ -15,11 +15,22 @@ from contextlib import contextmanager
 import pytest
 from pilotbed.batch import gridengine, htcondor
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, explained, ok, processes, slurm_cpu_time, until, until_none, write
+from pilotbed_suite.support import (
+    GRID,
+    TESTS_OWN,
+    as_user,
+    explained,
+    ok,
+    processes,
+    slurm_cpu_time,
+    until,
+    until_none,
+    write,
+)
 
 pytestmark = [pytest.mark.stage(-1), pytest.mark.batch]
 
-HERE = "/var/tmp/pilotbed-test-batch"
+HERE = f"{TESTS_OWN}-batch"
 _serial = itertools.count(1)
 #: What runs beside other tests is carol's: they look at what alice's account has, or ban bob and end what he runs.
 AS_CAROL = f"GLEXEC_CLIENT_CERT={HERE}/carol.pem glexec"

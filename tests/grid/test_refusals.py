@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import PILOT_PROXY, as_user, edited, ok, playbook, until, work_dir, write
+from pilotbed_suite.support import PILOT_PROXY, TESTS_OWN, as_user, edited, ok, playbook, until, work_dir, write
 
 pytestmark = pytest.mark.stage(2)
 
@@ -196,7 +196,7 @@ def test_another_users_certificate_behind_ones_own_proxy_gives_nobodys_account(l
     ok(submit, "runuser -l %s -c %s", alice.account, "voms-proxy-init --quiet --voms " + f"gridlab:{alice.fqan}")
     own = ok(submit, "runuser -l %s -c %s", alice.account, "cat /tmp/x509up_u$(id -u)")
     other = ok(submit, "runuser -l %s -c %s", bob.account, "cat ~/.globus/usercert.pem")
-    path = "/var/tmp/pilotbed-test-proxy.pem"
+    path = f"{TESTS_OWN}-proxy.pem"
 
     def glexec(proxy):
         write(worker, path, proxy, account)

@@ -12,6 +12,7 @@ from pilotbed_suite.reach import host
 from pilotbed_suite.support import (
     GRID,
     HOLD,
+    TESTS_OWN,
     as_user,
     ok,
     playbook,
@@ -66,7 +67,7 @@ def proxy_of(submit):
 @pytest.fixture
 def glexec():
     """Call glexec as the pilot does that is on a worker: ``glexec(node, proxy, command)``."""
-    path, used = "/var/tmp/pilotbed-test-proxy.pem", []
+    path, used = f"{TESTS_OWN}-proxy.pem", []
 
     def call(node, proxy, command="id -un"):
         worker = host(node)

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from pilotbed_suite import walk
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, Jobs, as_user, edited, ok, until, write
+from pilotbed_suite.support import GRID, TESTS_OWN, Jobs, as_user, edited, ok, until, write
 
 pytestmark = pytest.mark.vos
 
@@ -114,7 +114,7 @@ def call(jobs, alice, worker, vos):
 
     def run(vo):
         account = f"{vo['pilot_accounts']['prefix']}{vo['pilot_accounts']['count']:03}"
-        path = "/var/tmp/pilotbed-test-vos.pem"
+        path = f"{TESTS_OWN}-vos.pem"
         write(worker, path, pem, account)
         command = "runuser -u %s -- env GLEXEC_CLIENT_CERT=%s /usr/sbin/glexec /usr/bin/id -un"
         try:

@@ -249,6 +249,8 @@ PILOT_PROXY = "/var/lib/pilotbed/pilot-credential/pilot.pem"
 HOLD = "@HOLD@"
 #: Of a site's ARC, on all its nodes: a directory for each pilot.
 SESSIONS = "/srv/site/arc-session"
+#: Names that tests give to what they keep on a node begin with it; who searches a node for keys leaves it out.
+TESTS_OWN = "/var/tmp/pilotbed-test"  # noqa: S108 (made anew, for one account)
 
 
 @dataclass(frozen=True)
@@ -466,7 +468,7 @@ class HandPilot:
 
     worker: Host
     options: Mapping[str, str]
-    directory: str = "/var/tmp/pilotbed-test"  # noqa: S108 (made anew, for its account alone)
+    directory: str = TESTS_OWN
     unit: str = "pilotbed-test-pilot"
     group: str = "glpilot"
     account: str = field(init=False, default="")
