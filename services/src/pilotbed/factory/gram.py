@@ -352,7 +352,10 @@ class Gram:
         return ["0", ""]
 
     def tidy(self) -> None:
-        """Forget jobs that have ended long ago; end those that could not be reached when HTCondor removed them."""
+        """Forget jobs that have ended long ago; end those that could not be reached when HTCondor removed them.
+
+        Whichever gatekeeper's they are: each has a GAHP, and to end or forget a job twice does no harm.
+        """
         for path in self.state.glob("*.json"):
             try:
                 record = json.loads(path.read_text())
