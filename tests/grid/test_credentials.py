@@ -272,7 +272,7 @@ def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, jobs, alice):
     before = {site.name: running_proxies(site) for site in GRID.sites}
     ok(frontend, "systemctl restart %s", f"pilotbed-pilot-credential@{service}.service")
     for site in GRID.sites:
-        until(f"every pilot of {site.name} has another proxy", lambda site=site: renewed(site), 180, every=3)
+        until(f"every pilot of {site.name} has another proxy", lambda site=site: renewed(site), 300, every=3)
     for job in holding:
         job.remove()
 
