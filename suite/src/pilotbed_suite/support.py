@@ -268,8 +268,8 @@ class Job:
         return f"sleep 900.{self.name.rpartition('-')[2]}"
 
     def ad(self) -> dict[str, Any]:
-        """Return the job's ad, from the queue or from history."""
-        return walk.job_ad(self.node, self.id)
+        """Return the job's ad, from the queue or from history, once the schedd answers."""
+        return until(f"the schedd tells of job {self.id}", lambda: walk.job_ad(self.node, self.id), 60)
 
     def status(self) -> str:
         """Return the job's state in a word."""
