@@ -22,7 +22,7 @@ part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
 .PHONY: test lint unit services test-lab test-glexec mini grid traversal ready
 .PHONY: lesson hint check reset test-training test-certification
-.PHONY: ready-test certify box test-vagrant molecule matrix bench bench-claims bench-relay bench-glexec
+.PHONY: ready-test certify box test-vagrant molecule matrix bench bench-claims bench-relay bench-glexec bench-pilots
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : $$1 ~ /^(lesson|hint|check)$$/ ? " N=03" : ""), $$2}' Makefile
@@ -126,6 +126,9 @@ bench-claims: ready ## what it costs that claims end, on a deployed lab: docs/gl
 
 bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
 	@$(bench) relay
+
+bench-pilots: ready ## decisions of frontend and factory at production scale: docs/scale.md
+	@$(bench) pilots
 
 bench-glexec: ready ## glexec beside sudo, mapping service, pilotbed-trace: var/bench-glexec.json, docs
 	@$(bench) glexec

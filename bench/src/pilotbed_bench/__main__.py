@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 from pilotbed_suite import CHECKOUT, GridError
 
-from . import glexec, grid
+from . import glexec, grid, pilots
 from .grid import claims
 from .relay import comparison
 
-BENCHES = {"grid": grid.main, "claims": claims.main, "relay": comparison.main, "glexec": glexec.main}
+BENCHES = {
+    "grid": grid.main, "claims": claims.main, "relay": comparison.main, "glexec": glexec.main, "pilots": pilots.main,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from pilotbed.service import event, read_file
 from . import downtime
 from .config import PARAMETERS, Config, Entry
 from .credentials import Store
-from .decisions import Decision, Patience, Pilot, manage, tend
+from .decisions import Decision, Patience, Pilot, by_entry, manage, tend
 from .downtime import Downtime
 from .renewals import Renewals
 from .states import State
@@ -223,20 +223,20 @@ class Factory(Daemon):
             entry["why"] = str(error)
         return True
 
-    def look_after(self, schedd: Schedd, pilots: Sequence[Pilot]) -> None:
-        """Release and remove held and stale pilots."""
+    def look_after(self, schedd: Schedd, at: Mapping[str, Sequence[Pilot]]) -> None:
+        """Release and remove held and stale pilots, given by entry."""
         config = self.config
         patience = Patience(config.recoverable_holds, config.hold_wait, config.max_releases, config.stale_idle,
                             config.stale_running)  # fmt: skip
         for name, entry in config.entries.items():
             with self.apart(f"pilots of entry {name}"):
-                self.look_after_entry(schedd, name, entry, pilots, patience)
+                self.look_after_entry(schedd, name, entry, at.get(name, []), patience)
 
     def look_after_entry(
         self, schedd: Schedd, name: str, entry: Entry, pilots: Sequence[Pilot], patience: Patience
     ) -> None:
         """The same for one entry."""
-        care = tend(entry, [pilot for pilot in pilots if pilot.entry == name], patience, time.time())
+        care = tend(entry, pilots, patience, time.time())
         if care.release or care.remove or care.force:
             reasons = {pilot.job: pilot.hold_reason for pilot in pilots}
             for verb, jobs in (("release", care.release), ("remove", care.remove), ("force", care.force)):
@@ -348,8 +348,9 @@ class Factory(Daemon):
         self.refused = {name: why for name, why in self.refused.items() if name in there}
         self.take_credentials([ad for ad in ads if ad.get("GlideinMyType") == Kind.CREDENTIALS.my_type])
         requests = self.take_requests([ad for ad in ads if ad.get("GlideinMyType") == Kind.REQUEST.my_type], downtimes)
+        at = by_entry(pilots)
         for name, entry in self.entries.items():
-            here = [pilot for pilot in pilots if pilot.entry == name]
+            here = at.get(name, [])
             entry |= {
                 "idle": sum(pilot.state.idle for pilot in here),
                 "running": sum(pilot.state is State.RUNNING for pilot in here),
@@ -364,7 +365,7 @@ class Factory(Daemon):
         for decision in decisions:
             with self.apart(f"decision {decision.trusted.request.name}"):
                 acted.append(self.carry_out(schedd, decision, stage))
-        self.look_after(schedd, pilots)
+        self.look_after(schedd, at)
         with self.apart("downtimes"):
             self.clear(schedd, pilots, downtimes)
         with self.apart("renewals"):

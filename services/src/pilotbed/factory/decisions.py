@@ -98,6 +98,14 @@ class Pilot:
         )
 
 
+def by_entry(pilots: Iterable[Pilot]) -> dict[str, list[Pilot]]:
+    """Return ``pilots`` by their entries' names."""
+    found: dict[str, list[Pilot]] = {}
+    for pilot in pilots:
+        found.setdefault(pilot.entry, []).append(pilot)
+    return found
+
+
 @dataclass
 class Tally:
     """Pilots by group, as they are and as they will be after what this turn has decided.
@@ -173,25 +181,24 @@ def manage(
         guard: around each request; one where it stops an exception has no decision.
     """
     tally = Tally.of(pilots)
+    whose: dict[tuple[str, ...], list[Pilot]] = {}
+    for pilot in pilots:
+        whose.setdefault((pilot.entry, pilot.client, pilot.security, pilot.credential), []).append(pilot)
     decisions = []
     for trusted in requests:
         entry = trusted.request.entry_short
+        mine = whose.get((entry, str(trusted.request.client), trusted.security, trusted.credential.credential), [])
         left = proxy_left.get(trusted.credential, 0)
         why_not = f"credential lives only {max(left, 0)} s more (least {least_proxy_life} s)"
         with guard(f"request {trusted.request.name}"):
-            decision = _decide(trusted, entries[entry], pilots, tally, why_not if left < least_proxy_life else "")
+            decision = _decide(trusted, entries[entry], mine, tally, why_not if left < least_proxy_life else "")
             tally.add(entry, trusted.security, decision.submit)
             decisions.append(decision)
     return decisions
 
 
-def _decide(trusted: Trusted, entry: Entry, pilots: Sequence[Pilot], tally: Tally, no_credential: str) -> Decision:
+def _decide(trusted: Trusted, entry: Entry, mine: Sequence[Pilot], tally: Tally, no_credential: str) -> Decision:
     request = trusted.request
-    mine = [
-        pilot for pilot in pilots
-        if (pilot.entry, pilot.client, pilot.security, pilot.credential)
-        == (request.entry_short, str(request.client), trusted.security, trusted.credential.credential)
-    ]  # fmt: skip
     idle = sum(pilot.state.idle for pilot in mine)
     running = sum(pilot.state is State.RUNNING for pilot in mine)
     held = sum(pilot.state is State.HELD for pilot in mine)

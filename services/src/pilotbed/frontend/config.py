@@ -43,6 +43,8 @@ class Pressure:
         remember_size: turns for which a pilot's size counts as that of its entry's pilots after none is seen any more;
             then a job that is larger may try one again.
         idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
+        cores_by_share: whether an entry's jobs count with the cores of its share of them. glideinWMS takes the mean of
+            all jobs that match, be it by one entry or by all: those of many cores that may run anywhere weigh too much.
     """
 
     attenuation: float = 3
@@ -64,6 +66,7 @@ class Pressure:
     idle_after: int = 11
     remember_size: int = 60
     idle_lifetime: int = 3600
+    cores_by_share: bool = False
 
     def __post_init__(self) -> None:
         if self.attenuation < 1:

@@ -6,17 +6,20 @@ Where jobs wait, a few pilots are kept queued; when a pilot starts, the next one
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from operator import or_
 
+from pilotbed.pool.expression import Match, against
 from pilotbed.pool.values import AbsurdValue, Ad, Value, number, shown, text
 from pilotbed.protocol.ads import Offer, Removal
 
 from .config import Pressure
 
-Match = Callable[[Ad, Ad], bool]
 #: Keeps what goes wrong with one entry or one class of jobs from the others.
 Guard = Callable[[str], AbstractContextManager[None]]
 
@@ -178,19 +181,25 @@ def name_of(ad: Ad) -> str:
 
 def classify(jobs: Iterable[Job], now: float, old_idle: int) -> list[JobClass]:
     """Group ``jobs`` into classes; one is old when it has been idle for ``old_idle`` seconds at ``now``."""
-    classes: dict[object, JobClass] = {}
+    classes: dict[object, list[Job]] = {}
     for job in jobs:
         # With the types: 1 and true are equal in Python, and not to a match.
-        key = job.size, tuple(sorted((name, type(value).__name__, value) for name, value in job.attributes.items()))
-        found = classes.get(key) or JobClass(job.attributes, size=job.size)
-        classes[key] = replace(
-            found,
-            idle=found.idle + job.idle,
-            old_idle=found.old_idle + (job.idle and now - job.since >= old_idle),
-            running=found.running + (not job.idle),
-            example=found.example or (job.name if job.idle else ""),
+        key = job.size, frozenset((name, type(value), value) for name, value in job.attributes.items())
+        classes.setdefault(key, []).append(job)
+    found = []
+    for alike in classes.values():
+        idle = [job for job in alike if job.idle]
+        found.append(
+            JobClass(
+                attributes=alike[0].attributes,
+                idle=len(idle),
+                old_idle=sum(now - job.since >= old_idle for job in idle),
+                running=len(alike) - len(idle),
+                size=alike[0].size,
+                example=idle[0].name if idle else "",
+            )
         )
-    return list(classes.values())
+    return found
 
 
 @dataclass(frozen=True)
@@ -326,11 +335,13 @@ class Decision:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Share:
-    """An entry's share of the jobs: proportional ones, those that match it alone, and mean cores per job.
+    """An entry's share of the jobs: proportional ones, and those that match it alone.
 
-    ``too_large`` counts those that would match but for their size, ``lack`` says what is too large of one of them.
+    ``matching`` counts all idle ones that match and ``matching_cores`` what they ask for, ``cores`` what the entry's
+    share of them asks for. ``too_large`` counts those that would match but for their size, ``lack`` says what is too
+    large of one of them.
     """
 
     idle: float = 0
@@ -338,13 +349,32 @@ class Share:
     running: float = 0
     unique: int = 0
     matching: int = 0
+    matching_cores: int = 0
     cores: float = 0
     too_large: int = 0
     lack: str = ""
 
-    def cpus(self) -> float:
-        """Return the mean cores of its idle jobs; 1 without any."""
-        return self.cores / self.idle if self.idle else 1.0
+    def cpus(self, by_share: bool) -> float:
+        """Return the mean cores of its idle jobs, of those that match or ``by_share``; 1 without any."""
+        cores, jobs = (self.cores, self.idle) if by_share else (self.matching_cores, self.matching)
+        return cores / jobs if jobs else 1.0
+
+
+@dataclass
+class _Alike:
+    """Jobs, of many classes, that fit at the same entries; ``first`` is the size of the first class."""
+
+    first: Size
+    idle: int = 0
+    old_idle: int = 0
+    running: int = 0
+    cores: int = 0
+
+    def add(self, jobs: JobClass) -> None:
+        self.idle += jobs.idle
+        self.old_idle += jobs.old_idle
+        self.running += jobs.running
+        self.cores += jobs.idle * jobs.size.cpus
 
 
 @dataclass(frozen=True)
@@ -380,40 +410,84 @@ def split(
     Returns:
         The shares by full name, and the jobs that have none.
     """
-    targets = {offer.full_name: dict(offer.attributes) for offer in offers}
-    short = {offer.full_name: offer.entry for offer in offers}
-    shares = {name: Share() for name in targets}
+    have = [sizes[offer.full_name] for offer in offers]
+    matching = against(match, [offer.attributes for offer in offers])
+    roomy = _Roomy(have)
+    shares = [Share() for _ in offers]
+    fitting: dict[int, _Alike] = {}
+    larger: dict[int, _Alike] = {}
     left_out = []
     for jobs in classes:
-        fitting: list[str] = []
-        small: list[str] = []
+        matched = 0
         with guard(f"jobs like {jobs.example}"):
-            for name, attributes in targets.items():
-                if match(jobs.attributes, attributes):
-                    (small if sizes[name].lacks(jobs.size) else fitting).append(name)
-        for name in fitting:
-            share, part = shares[name], 1 / len(fitting)
-            shares[name] = replace(
-                share,
-                idle=share.idle + jobs.idle * part,
-                old_idle=share.old_idle + jobs.old_idle * part,
-                running=share.running + jobs.running * part,
-                unique=share.unique + (jobs.idle if len(fitting) == 1 else 0),
-                matching=share.matching + jobs.idle,
-                cores=share.cores + jobs.idle * part * jobs.size.cpus,
-            )
-        if jobs.idle:
-            for name in small:
-                share, lack = shares[name], sizes[name].lacks(jobs.size)
-                shares[name] = replace(share, too_large=share.too_large + jobs.idle, lack=share.lack or lack)
-        if jobs.idle and targets and not fitting:
+            matched = matching(jobs.attributes)
+        fits = matched & roomy(jobs.size)
+        small = matched & ~fits
+        if fits:
+            fitting.setdefault(fits, _Alike(jobs.size)).add(jobs)
+        if small and jobs.idle:
+            larger.setdefault(small, _Alike(jobs.size)).add(jobs)
+        if jobs.idle and offers and not fits:
             wants = ", ".join(f"{name} = {shown(value)}" for name, value in sorted(jobs.attributes.items()))
             why = f"match no entry: {wants or 'no attributes'}"
             if small:
-                where = ", ".join(short[name] for name in small[:3]) + (", ..." if small[3:] else "")
-                why = f"larger than any pilot at {where}: {sizes[small[0]].lacks(jobs.size)}"
+                places = list(_bits(small))
+                where = ", ".join(offers[at].entry for at in places[:3]) + (", ..." if places[3:] else "")
+                why = f"larger than any pilot at {where}: {have[places[0]].lacks(jobs.size)}"
             left_out.append(LeftOut(jobs.idle, jobs.example, why))
-    return shares, left_out
+    for entries, alike in fitting.items():
+        count = entries.bit_count()
+        idle, old_idle, running, cores = (
+            number / count for number in (alike.idle, alike.old_idle, alike.running, alike.cores)
+        )
+        for at in _bits(entries):
+            share = shares[at]
+            share.idle += idle
+            share.old_idle += old_idle
+            share.running += running
+            share.cores += cores
+            share.matching += alike.idle
+            share.matching_cores += alike.cores
+        if count == 1:
+            share.unique += alike.idle
+    for entries, alike in larger.items():
+        for at in _bits(entries):
+            shares[at].too_large += alike.idle
+            shares[at].lack = shares[at].lack or have[at].lacks(alike.first)
+    return {offer.full_name: share for offer, share in zip(offers, shares, strict=True)}, left_out
+
+
+def _bits(number: int) -> Iterator[int]:
+    """Return which bits of ``number`` are set."""
+    if number.bit_count() * 64 > number.bit_length():
+        yield from (at for at, bit in enumerate(bin(number)[:1:-1]) if bit == "1")
+        return
+    while number:  # a few of many
+        at = (number & -number).bit_length() - 1
+        yield at
+        number ^= 1 << at
+
+
+class _Roomy:
+    """Tells at which entries a pilot is large enough for a size, as a number: bit n stands for entry n."""
+
+    def __init__(self, have: Sequence[Size]) -> None:
+        self.all = (1 << len(have)) - 1
+        #: For cores, memory, disk and GPUs: what there is, in order, and which entries have that much or more.
+        self.parts: list[tuple[list[int], list[int]]] = []
+        for part in zip(*(one.parts() for one in have), strict=True):
+            where: dict[int, int] = {}
+            for at, amount in enumerate(part):
+                where[amount] = where.get(amount, 0) | 1 << at
+            amounts = sorted(where)
+            more = list(accumulate((where[amount] for amount in reversed(amounts)), or_))
+            self.parts.append((amounts, [*reversed(more), 0]))
+
+    def __call__(self, needed: Size) -> int:
+        found = self.all
+        for need, (amounts, more) in zip(needed.parts(), self.parts, strict=bool(self.parts)):
+            found &= more[bisect_left(amounts, need)]
+        return found
 
 
 def _ceil(number: float) -> int:
@@ -499,9 +573,10 @@ def _decide(
     offer: Offer, share: Share, places: Places, history: History, pressure: Pressure, *, stopped: str, blind: bool,
     cpus: int,
 ) -> Decision:  # fmt: skip
-    wanted = max(_ceil(share.idle * share.cpus() / cpus), pressure.min_running)
+    mean = share.cpus(pressure.cores_by_share)
+    wanted = max(_ceil(share.idle * mean / cpus), pressure.min_running)
     effective = max(wanted - places.idle, 0)
-    old_effective = max(_ceil(share.old_idle * share.cpus() / cpus) - places.idle, 0)
+    old_effective = max(_ceil(share.old_idle * mean / cpus) - places.idle, 0)
     after = history if blind and not share.idle else history.after(_ceil(share.idle), places.here, places.idle)
     removal = after.removal(pressure, places.running + places.astray, blind)
     closed = stopped or _hard_limit(places, pressure)
