@@ -13,7 +13,8 @@ from pilotbed.pool.values import Ad, Expr, Value
 #: What an attribute of either side may be, in forms that ClassAd, Python and an index could each take differently.
 VALUES: tuple[Value, ...] = (
     "alpha", "ALPHA", "beta", "alpha,beta", "alpha beta", " gamma , Alpha ", "alpha,,beta", "", " ", ",", "a\tb",
-    "a\nb", "a\\b", 'a"b', "ä", "Ä", "\u017f", "\u212a", "k", "S", "true", "5", 0, 1, 5, -1, 2**40, 0.0, 1.0, 5.5, True, False,
+    "a\nb", "a\\b", 'a"b', "ä", "Ä", "\u017f", "\u212a", "k", "S", "true", "5",
+    0, 1, 5, -1, 2**40, 0.0, 1.0, 5.5, True, False,
     Expr('{ "alpha", "b,c" }'), Expr('{"BETA"}'), Expr("{ }"), Expr('{ 5, "alpha" }'), Expr('{ "alpha", error }'),
     Expr('{ TARGET.Other, "beta" }'), Expr("[ x = 1 ]"), Expr("error"), Expr("undefined", open=True),
     # A list that leads to itself ends HTCondor's library where a member of it is asked for (TARGET.A.x, 25.x).

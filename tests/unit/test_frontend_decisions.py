@@ -87,6 +87,20 @@ def test_jobs_are_split_over_the_entries_that_they_match() -> None:
     assert (shares["alpha@v1@factory"].matching, shares["beta@v1@factory"].matching) == (3, 5)
 
 
+def test_cores_of_a_share_are_the_mean_of_all_that_match_or_the_shares_own() -> None:
+    """glideinWMS's, by default: (10 * 8 + 10 * 1) / 20 of 15 jobs; by share 5 * 8 + 10 * 1."""
+    classes = [jobs(10, size=Size(8)), jobs(10, "alpha", size=Size(1))]
+    big = {offer.full_name: Size(8) for offer in (ALPHA, BETA)}
+    shares, _ = split(classes, [ALPHA, BETA], by_site, big, lambda _: nullcontext())
+    alpha, beta = (shares[offer.full_name] for offer in (ALPHA, BETA))
+    assert (alpha.idle * alpha.cpus(by_share=False), beta.idle * beta.cpus(by_share=False)) == (67.5, 40)
+    assert (alpha.idle * alpha.cpus(by_share=True), beta.idle * beta.cpus(by_share=True)) == (50, 40)
+    whole = View(classes, [replace(one, attributes={**one.attributes, "GLIDEIN_CPUS": 8}) for one in (ALPHA, BETA)], [])
+    for by_share, wanted in ((False, [9, 5]), (True, [7, 5])):
+        found, _ = decide(whole, replace(NOW, cores_by_share=by_share), by_site)
+        assert [one.counts["JobsIdleEffective"] for one in found] == wanted
+
+
 def test_a_job_goes_only_where_it_wants() -> None:
     found = ask(jobs(1, "beta"), offers=(ALPHA, BETA))
     assert (found["alpha"].idle, found["beta"].idle) == (0, 1)
