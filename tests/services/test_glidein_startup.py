@@ -323,6 +323,52 @@ def test_a_signature_file_of_another_form_is_refused(site: Site, line: str) -> N
     assert "is not a digest and a name" in done.stderr
 
 
+def test_comments_in_a_signature_file_are_none_of_its_digests(site: Site) -> None:
+    """As glideinWMS writes it."""
+    signature = site.real("frontend", "signature")
+    signature.write_text(f"# File: {signature.name}\n#\n\n{signature.read_text()}  # end\n")
+    done = site.pilot(clientsign=hashlib.sha256(signature.read_bytes()).hexdigest())
+    assert done.returncode == 0, done.stderr
+    assert "client.sh" in ran(done)
+
+
+def unsigned(site: Site, target: str, kind: str, content: bytes) -> subprocess.CompletedProcess[str]:
+    """Run a pilot where the frontend's stage lists a file of a kind without a digest; a script shows it."""
+    text = b'grep -r . "${1%/*}"/client/*black*; ls -l "${1%/*}"/client\n'
+    show = Staged("show.sh", text, "exec", "aftergroup_file_list")
+    site.put("frontend", Staged(target, content, kind, "preentry_file_list"), show)
+    signature, listed = site.real("frontend", "signature"), site.real("frontend", target.split(".", maxsplit=1)[0])
+    signature.write_text("".join(line for line in signature.read_text().splitlines(True) if listed.name not in line))
+    return site.pilot(clientsign=hashlib.sha256(signature.read_bytes()).hexdigest())
+
+
+def test_data_that_is_never_run_may_be_unsigned_and_is_told(site: Site) -> None:
+    """A stock frontend's list of nodes that take no pilot, of type nocache."""
+    done = unsigned(site, "nodes.blacklist", "nocache", b"^wn13\\.\n")
+    assert done.returncode == 0, done.stderr
+    assert "^wn13" in done.stdout
+    assert re.search(r"nodes\.\w+\.blacklist \(client\) is not signed: taken as data", done.stderr)
+    assert re.search(r"^-rw-r--r-- .* nodes\.blacklist$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "content", "why"),
+    [
+        ("blacklist.sh", "nocache", b"echo evil\n", "not signed"),
+        ("blacklist.txt", "regular", b"x\n", "not signed"),
+        ("blacklist", "exec", b"echo evil\n", "not signed"),
+        ("blacklist", "wrapper", b"echo evil\n", "not signed"),
+        ("blacklist", "config:c", b"START = true\n", "not signed"),
+        ("blacklist.txt", "nocache", b"x" * (1 << 20) + b"\n", "not signed, and more than 1048576 bytes"),
+    ],
+)
+def test_nothing_else_may_be(site: Site, target: str, kind: str, content: bytes, why: str) -> None:
+    done = unsigned(site, target, kind, content)
+    assert done.returncode == 1
+    assert re.search(rf"refused: blacklist\S* from {site.url}/frontend: {why}", done.stderr)
+    assert "evil" not in done.stdout
+
+
 @pytest.mark.parametrize("target", ["../evil.sh", ".hidden", "a/b", "-rf"])
 def test_a_name_that_leaves_the_work_directory_is_refused(site: Site, target: str) -> None:
     good = site.areas["factory"]
