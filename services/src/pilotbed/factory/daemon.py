@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from pilotbed.daemon import NAMED, Daemon, NotReady, run
@@ -23,7 +24,7 @@ from pilotbed.service import event, read_file
 from . import downtime
 from .config import PARAMETERS, Config, Entry
 from .credentials import Store
-from .decisions import Decision, Patience, Pilot, by_entry, manage, tend
+from .decisions import Decision, Patience, Pilot, grouped, manage, tend
 from .downtime import Downtime
 from .renewals import Renewals
 from .states import State
@@ -348,7 +349,7 @@ class Factory(Daemon):
         self.refused = {name: why for name, why in self.refused.items() if name in there}
         self.take_credentials([ad for ad in ads if ad.get("GlideinMyType") == Kind.CREDENTIALS.my_type])
         requests = self.take_requests([ad for ad in ads if ad.get("GlideinMyType") == Kind.REQUEST.my_type], downtimes)
-        at = by_entry(pilots)
+        at = grouped(pilots, attrgetter("entry"))
         for name, entry in self.entries.items():
             here = at.get(name, [])
             entry |= {

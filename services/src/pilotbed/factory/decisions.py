@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeVar
 
 from pilotbed.pool.values import Ad, Value, number, text
 from pilotbed.protocol.ads import Removal
@@ -21,6 +23,7 @@ from .trust import CredentialName, Trusted
 
 #: Keeps what goes wrong with one request from the others.
 Guard = Callable[[str], AbstractContextManager[None]]
+_Key = TypeVar("_Key")
 
 
 _IDLE, _RUNNING, _TRANSFERRING, _HELD = 1, 2, 6, 5
@@ -98,11 +101,11 @@ class Pilot:
         )
 
 
-def by_entry(pilots: Iterable[Pilot]) -> dict[str, list[Pilot]]:
-    """Return ``pilots`` by their entries' names."""
-    found: dict[str, list[Pilot]] = {}
+def grouped(pilots: Iterable[Pilot], key: Callable[[Pilot], _Key]) -> dict[_Key, list[Pilot]]:
+    """Return ``pilots`` by what ``key`` says of each."""
+    found: dict[_Key, list[Pilot]] = {}
     for pilot in pilots:
-        found.setdefault(pilot.entry, []).append(pilot)
+        found.setdefault(key(pilot), []).append(pilot)
     return found
 
 
@@ -181,9 +184,7 @@ def manage(
         guard: around each request; one where it stops an exception has no decision.
     """
     tally = Tally.of(pilots)
-    whose: dict[tuple[str, ...], list[Pilot]] = {}
-    for pilot in pilots:
-        whose.setdefault((pilot.entry, pilot.client, pilot.security, pilot.credential), []).append(pilot)
+    whose = grouped(pilots, attrgetter("entry", "client", "security", "credential"))
     decisions = []
     for trusted in requests:
         entry = trusted.request.entry_short

@@ -63,8 +63,9 @@ class Expression:
         return many
 
 
-#: What ClassAd's words and functions are that have no value of their own, or not the same one twice.
+#: ClassAd's words that are no attribute's name.
 _WORDS = frozenset({"true", "false", "undefined", "error", "is", "isnt"})
+#: What has not the same value twice, or looks at more than the attributes that are named.
 _UNSTEADY = re.compile(
     r"(?i)\b(currenttime|time|random|daytime|abstime|formattime|getenv|eval|usermap\w*|parent|toplevel|root|self)\b"
     r"|\b(my|target)\b(?!\.)|[\['`@]|(?<![\w.])\.[a-z_]"
@@ -162,7 +163,6 @@ class _Targets:
 class _Leaf:
     """A part that is evaluated as it stands."""
 
-    text: str
     targets: _Targets
     names: _Names
     tree: Any
@@ -308,7 +308,7 @@ class _Many:
         names = _Names(text)
         targets = _Targets(self.targets, names.target)
         tree = classad2.ExprTree(f"({text}) is true" if exactly else f"({text}) && true")
-        return _Leaf(text, targets, names, tree, _index(text, targets)).truth
+        return _Leaf(targets, names, tree, _index(text, targets)).truth
 
 
 def _both(operands: Sequence[_Part], my: Mapping[str, Value], everywhere: int) -> _Truth:
@@ -324,15 +324,12 @@ def _both(operands: Sequence[_Part], my: Mapping[str, Value], everywhere: int) -
 
 
 def _either(operands: Sequence[_Part], my: Mapping[str, Value], everywhere: int) -> _Truth:
-    """ClassAd's ||."""
-    found = _Truth(false=everywhere)
-    for operand in operands:
-        one = operand(my)
-        open_ = everywhere & ~(found.true | found.error)
-        found = _Truth(found.true | open_ & one.true, found.false & one.false, found.error | open_ & one.error)
-        if not everywhere & ~(found.true | found.error):
-            break
-    return found
+    """ClassAd's ||: it is false where all are, which is && of what they are not."""
+
+    def negated(operand: _Part) -> _Part:
+        return lambda my: _not(operand(my))
+
+    return _not(_both([negated(operand) for operand in operands], my, everywhere))
 
 
 def _not(one: _Truth) -> _Truth:
