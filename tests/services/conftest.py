@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 from relaybed import Bed, Target, echo
+from stagebed import STANDARD, Handler, Site, last, note, serve
 
 
 @pytest.fixture
@@ -16,3 +19,19 @@ def served(bed):
     bed.start_agent(Target(echo))
     bed.registered()
     return bed
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A factory with an entry and a frontend with a group, whose scripts tell that they ran."""
+    root, worker, asked = tmp_path / "www", tmp_path / "worker", list[str]()
+    worker.mkdir()
+    server = serve(partial(Handler, directory=str(root), asked=asked))
+    found = Site(root, f"http://127.0.0.1:{server.server_port}", asked, worker)
+    found.put("factory", *STANDARD, note("first.sh"), note("after.sh", "after_file_list"), **last())
+    found.put("factory/entry_alpha", note("entry.sh"))
+    found.put("frontend", note("early.sh", "preentry_file_list"), note("client.sh"))
+    found.put("frontend/group_main", note("group.sh"))
+    yield found
+    server.shutdown()
+    server.server_close()

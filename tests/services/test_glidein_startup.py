@@ -11,156 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
-from urllib.request import urlopen
 
 import pytest
-from pilotbed.glidein import builder
-from pilotbed.glidein.arguments import pilot_arguments
-from pilotbed.glidein.builder import Area, Attribute, Staged, attribute_files, render, script
+from pilotbed.glidein.builder import Attribute, Staged, attribute_files, script
+from stagebed import STANDARD, STARTUP, Cache, Site, clean, last, note, ran, serve
 
 #: Seconds that a pilot holds its node after a failure, in the tests that must not see it wait for them.
 HELD = 120
-STARTUP = Path(builder.__file__).parent / "glidein_startup.sh"
-
-#: Notes its name, its area and who waits at its stdin.
-NOTE = """#!/bin/bash
-echo "ran ${0##*/} $2 $(wc -c)"
-"""
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Serves a directory, and notes the paths that are asked for."""
-
-    def __init__(self, *arguments: Any, asked: list[str], **more: Any) -> None:
-        self.asked = asked
-        super().__init__(*arguments, **more)
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-class Cache(SimpleHTTPRequestHandler):
-    """A web cache whose copy of one file differs by a byte."""
-
-    def __init__(self, *arguments: Any, spoils: str, **more: Any) -> None:
-        self.spoils = spoils
-        super().__init__(*arguments, **more)
-
-    def do_GET(self) -> None:
-        with urlopen(self.path) as origin:
-            body = origin.read()
-        if self.spoils and self.spoils in self.path:
-            body = bytes([body[0] ^ 1]) + body[1:]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def serve(handler: Callable[..., Any]) -> ThreadingHTTPServer:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-@dataclass
-class Site:
-    """Two stage areas behind a web server, and a worker's directory to start pilots in."""
-
-    root: Path
-    url: str
-    asked: list[str]
-    worker: Path
-    areas: dict[str, Area] = field(default_factory=dict)
-
-    def put(
-        self, where: str, *files: Staged, extra: dict[str, str] | None = None, loose: tuple[Staged, ...] = ()
-    ) -> None:
-        """Publish an area: ``factory``, ``factory/entry_alpha``, ``frontend`` or ``frontend/group_main``."""
-        self.areas[where] = render(files, extra, loose)
-        (self.root / where).mkdir(parents=True, exist_ok=True)
-        for old in (self.root / where).iterdir():
-            if old.is_file():
-                old.unlink()
-        for name, content in self.areas[where].files.items():
-            (self.root / where / name).write_bytes(content)
-
-    def options(self) -> dict[str, str]:
-        names = {
-            "factory": ("web", "sign", "descript"),
-            "factory/entry_alpha": (None, "signentry", "descriptentry"),
-            "frontend": ("clientweb", "clientsign", "clientdescript"),
-            "frontend/group_main": ("clientwebgroup", "clientsigngroup", "clientdescriptgroup"),
-        }
-        found = {"v": "fast", "name": "v1", "entry": "alpha", "factory": "gridlab", "clientname": "vo.main", "dir": "."}
-        for where, area in self.areas.items():
-            web, sign, descript = names[where]
-            found |= {sign: area.sign, descript: area.descript} | ({web: f"{self.url}/{where}"} if web else {})
-        return found
-
-    def command(self, parameters: dict[str, str] | None = None, **options: str) -> list[str]:
-        parameters = {"GLIDEIN_Failure_Delay": "0"} | (parameters or {})
-        return ["bash", str(STARTUP), *pilot_arguments(self.options() | options, parameters.items())]
-
-    def pilot(self, environment: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
-        """Run a pilot to its end; it must leave nothing behind, whatever happens."""
-        done = subprocess.run(
-            self.command(**more), cwd=self.worker, env=clean() | (environment or {}), capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-        assert list(self.worker.iterdir()) == []
-        return done
-
-    def real(self, where: str, prefix: str) -> Path:
-        """Return the path of the one staged file whose name starts with ``prefix``."""
-        (path,) = (self.root / where).glob(f"{prefix}.*")
-        return path
-
-
-def clean() -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-
-
-def note(name: str, list_: str = "file_list", **more: Any) -> Staged:
-    return Staged(name, f"{NOTE}# {name}\n".encode(), "exec", list_, **more)
-
-
-def last(text: str = NOTE) -> dict[str, Any]:
-    file = Staged("last.sh", text.encode())
-    return {"loose": (file,), "extra": {"last_script": builder.stamped(file.name, file.content)}}
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    root, worker, asked = tmp_path / "www", tmp_path / "worker", list[str]()
-    worker.mkdir()
-    server = serve(partial(Handler, directory=str(root), asked=asked))
-    found = Site(root, f"http://127.0.0.1:{server.server_port}", asked, worker)
-    error_gen = script("error_gen.sh", "regular", output="ERROR_GEN_PATH")
-    found.put("factory", error_gen, note("first.sh"), note("after.sh", "after_file_list"), **last())
-    found.put("factory/entry_alpha", note("entry.sh"))
-    found.put("frontend", note("early.sh", "preentry_file_list"), note("client.sh"))
-    found.put("frontend/group_main", note("group.sh"))
-    yield found
-    server.shutdown()
-    server.server_close()
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return re.findall(r"^ran (\S+) (?:\S+) 0$", done.stdout, re.MULTILINE)
 
 
 def spoil(path: Path) -> None:
@@ -195,7 +54,7 @@ def test_attributes_parameters_and_outputs_reach_the_scripts(site: Site) -> None
         'for name in A B P ENTRY_DATA Mine GLIDEIN_Entry_Name; do echo "$name=$(gconfig_get $name)"; done\n'
         'cat "$(gconfig_get ENTRY_DATA)"\n'
     )
-    site.put("factory", script("error_gen.sh", "regular", output="ERROR_GEN_PATH"), **last(show))
+    site.put("factory", *STANDARD, **last(show))
     done = site.pilot(parameters={"A": "from the frontend", "P": value})
     assert done.returncode == 0, done.stderr
     assert 'A=from the entry\nB=x\\y "z" $1\n' in done.stdout  # a site's constant cannot be overridden
@@ -281,12 +140,12 @@ def test_a_changed_description_is_refused(site: Site) -> None:
 
 def test_what_is_not_signed_is_refused(site: Site) -> None:
     """A list that names a file without a line in the signature file (the real one only reports it)."""
-    area = site.areas["factory"]
+    _, signed = site.areas["factory"]
     signature = site.real("factory", "signature")
     victim = site.real("factory", "after").name
     signature.write_text("".join(line for line in signature.read_text().splitlines(True) if victim not in line))
     done = site.pilot(sign=hashlib.sha256(signature.read_bytes()).hexdigest())
-    assert area.sign != hashlib.sha256(signature.read_bytes()).hexdigest()
+    assert signed != hashlib.sha256(signature.read_bytes()).hexdigest()
     assert done.returncode == 1
     assert f"glidein: refused: {victim} from {site.url}/factory: not signed" in done.stderr
     assert "first.sh" in ran(done)
@@ -307,7 +166,7 @@ def test_the_negative_control_a_resigned_change_is_run(site: Site) -> None:
 
 @pytest.mark.parametrize("option", ["sign", "signentry", "clientsign", "clientsigngroup"])
 def test_a_wrong_signature_argument_is_refused(site: Site, option: str) -> None:
-    options: dict[str, Any] = {option: "0" * 64}
+    options = {option: "0" * 64}
     done = site.pilot(**options)
     assert done.returncode == 1
     assert re.search(r"refused: signature\.\w+\.sha256 from \S+: digest mismatch \(expected 0{64}", done.stderr)
@@ -371,11 +230,10 @@ def test_nothing_else_may_be(site: Site, target: str, kind: str, content: bytes,
 
 @pytest.mark.parametrize("target", ["../evil.sh", ".hidden", "a/b", "-rf"])
 def test_a_name_that_leaves_the_work_directory_is_refused(site: Site, target: str) -> None:
-    good = site.areas["factory"]
     listing = site.real("factory", "file_list")
+    old = hashlib.sha256(listing.read_bytes()).hexdigest()
     listing.write_text(listing.read_text().replace("first.sh\t", f"{target}\t", 1))
     signature = site.real("factory", "signature")
-    old = hashlib.sha256(good.files[listing.name]).hexdigest()
     signature.write_text(signature.read_text().replace(old, hashlib.sha256(listing.read_bytes()).hexdigest()))
     done = site.pilot(sign=hashlib.sha256(signature.read_bytes()).hexdigest())
     assert done.returncode == 1
@@ -501,7 +359,7 @@ def test_how_often_it_looks_for_one_may_come_with_the_stage(
 def holding(site: Site, proxy: Path, out: Path, parameters: dict[str, str] | None = None) -> Iterator[None]:
     """A pilot that writes again and again to ``out`` which proxy it has."""
     loop = f"while [ ! -e {out}.stop ]; do cat $X509_USER_PROXY > {out}; sleep .1; done"
-    site.put("factory", script("error_gen.sh", "regular", output="ERROR_GEN_PATH"), **last(f"#!/bin/bash\n{loop}\n"))
+    site.put("factory", *STANDARD, **last(f"#!/bin/bash\n{loop}\n"))
     with ThreadPoolExecutor() as pool:
         running = pool.submit(site.pilot, environment={"X509_USER_PROXY": str(proxy)}, parameters=parameters)
         try:
@@ -593,7 +451,7 @@ def glexec(site: Site, tmp_path: Path) -> Callable[..., subprocess.CompletedProc
     show = "#!/bin/bash\ngrep -E '^GLEXEC_(JOB|BIN|JOB_WRAPPER) ' $1\n"
     site.put(
         "factory",
-        script("error_gen.sh", "regular", output="ERROR_GEN_PATH"),
+        *STANDARD,
         script("glexec_setup.sh", "exec", list="after_file_list"),
         **last(show),
     )
@@ -671,6 +529,26 @@ def test_a_glexec_that_is_there_must_work(
         assert "glexec does not work here" in done.stderr
 
 
-def test_without_a_wish_glexec_is_required(glexec: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    assert glexec(None).returncode == 1
-    assert "GLEXEC_JOB True" in glexec("maps").stdout
+@pytest.mark.parametrize(
+    ("offer", "insists", "there", "outcome"),
+    [
+        ("NONE", "", True, "GLEXEC_JOB False"),
+        ("NONE", "True", True, "the entry requires glexec, but has none"),
+        ("auto", "", True, "GLEXEC_JOB True"),
+        ("auto", "", False, "this node has no glexec"),
+        ("/nonexistent", "", True, "this node has no glexec"),
+        ("", "", True, "GLEXEC_JOB True"),
+        ("", "", False, "GLEXEC_JOB False"),
+        ("", "True", False, "the entry requires glexec, but this node has none"),
+    ],
+)
+def test_where_the_vo_is_silent_the_entry_decides(
+    glexec: Callable[..., subprocess.CompletedProcess[str]], offer: str, insists: str, there: bool, outcome: str
+) -> None:
+    """A stock frontend knows nothing of glexec."""
+    if Path("/usr/sbin/glexec").exists() and not there:
+        pytest.skip("this host has a glexec of its own")
+    entry = {"GLEXEC_BIN": offer, "GLIDEIN_REQUIRE_GLEXEC_USE": insists}
+    done = glexec("maps" if there else None, **{name: value for name, value in entry.items() if value})
+    assert outcome in done.stdout + done.stderr
+    assert done.returncode == (0 if "GLEXEC_JOB" in outcome else 1)

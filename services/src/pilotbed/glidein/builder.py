@@ -387,6 +387,12 @@ def build(config: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def function_files() -> list[Staged]:
+    """Return what scripts source, under the variables by which glideinWMS's own find it."""
+    return [script(name, "regular", output=name.replace(".", "_").upper()) for name in
+            ("get_id_selectors.source", "b64uuencode.source", "logging_utils.source", "glidein_paths.source")]  # fmt: skip
+
+
 def factory_main(
     attributes: Mapping[str, Attribute], known: set[str], condor: str
 ) -> tuple[list[Staged], list[Staged], dict[str, str]]:
@@ -398,6 +404,7 @@ def factory_main(
     startup = script("condor_startup.sh", "exec")
     files = [
         script("error_gen.sh", "regular", output="ERROR_GEN_PATH"),
+        *function_files(),
         *attribute_files(attributes, known),
         script("validate_node.sh", "exec"),
         script("check_proxy.sh", "exec"),

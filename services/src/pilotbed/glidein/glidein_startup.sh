@@ -64,6 +64,18 @@ gconfig_add() {
 }
 add_config_line() { gconfig_add "$@"; }
 
+# gconfig_add_safe NAME VALUE...: where several scripts run at a time
+gconfig_add_safe() {
+    local tries=300 status
+    # A link is made or not, on every file system; one that a killed script has left is not waited for any longer.
+    until ln -s "$$" "$glidein_config.lock" 2>/dev/null || [[ $((tries -= 1)) -lt 0 ]]; do sleep 0.1; done
+    gconfig_add "$@"
+    status=$?
+    rm -f "$glidein_config.lock"
+    return "$status"
+}
+add_config_line_safe() { gconfig_add_safe "$@"; }
+
 # shellcheck disable=SC2154 # condor_vars_file: set by the script that calls it
 # add_condor_vars_line NAME TYPE(I|S|C) DEFAULT CONDORNAME REQUIRED(Y|N) EXPORT(Y|N) USERENV(-|+|@)
 add_condor_vars_line() {
@@ -347,16 +359,39 @@ run() {
     local status
     [[ -z $stopped ]] || fail "stopped by signal $stopped before ${2##*/}"
     last_script=${2##*/}
-    rm -f "$work_dir/otrb_output.xml"
+    rm -f "$work_dir/otrb_output.xml" "$work_dir/missing_function"
     say "running $last_script ($1)"
-    "$2" "$glidein_config" "$1" </dev/null &
+    (
+        export -f command_not_found_handle
+        exec "$2" "$glidein_config" "$1" </dev/null
+    ) &
     child=$!
     # One that came until now had nobody to go on to.
     [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null
     # A trapped signal ends wait early with a code above 128; the script then has its own signal to end by.
     while wait "$child" 2>/dev/null; status=$?; [[ $status -gt 128 ]] && kill -0 "$child" 2>/dev/null; do :; done
     child=
+    if [[ -s $work_dir/missing_function ]]; then
+        warn "$last_script wants the function $(<"$work_dir/missing_function"), which this pilot does not offer"
+        status=127
+    elif [[ $status -eq 0 ]] && grep -q '<status>ERROR</status>' "$work_dir/otrb_output.xml" 2>/dev/null; then
+        status=1 # it has said that it failed, and ended as if it had not
+    fi
     return "$status"
+}
+
+# Of bash, in the scripts of the stage. What is no program of this node may have something to fall back to; a function
+# of glideinWMS has none: a script that goes on without one has not done what it is there for.
+command_not_found_handle() {
+    case $1 in
+    gconfig_* | add_config_line* | add_condor_vars_line* | get_prefix | get_work_dir | get_descript_file | \
+        get_signature | b64uuencode | glog_* | gwms_* | robust_realpath | run_with_timeout | run_wrapper)
+        printf '%s\n' "$1" >"$GLIDEIN_WORK_DIR/missing_function"
+        kill -KILL $$
+        ;;
+    esac
+    printf '%s: %s: command not found\n' "$0" "$1" >&2
+    return 127
 }
 
 # must_run AREA SCRIPT
@@ -513,24 +548,26 @@ configure() {
     for ((index = 0; index < ${#parameters[@]}; index += 2)); do
         gconfig_add "${parameters[index]}" "${parameters[index + 1]}"
     done
-    declare -f gconfig_get gconfig_add add_config_line add_condor_vars_line script_ok script_error warn \
-        >"$work_dir/add_config_line.source"
+    declare -f gconfig_get gconfig_add add_config_line gconfig_add_safe add_config_line_safe add_condor_vars_line \
+        script_ok script_error warn >"$work_dir/add_config_line.source"
     : >"$work_dir/wrapper_list.lst"
     cat >>"$glidein_config" <<C
 ADD_CONFIG_LINE_SOURCE $work_dir/add_config_line.source
 GLIDEIN_STARTUP_PID $$
-GLIDEIN_START_DIR $start_dir
+GLIDEIN_START_DIR_ORIG $start_dir
+GLIDEIN_WORKSPACE_ORIG $work_dir
 GLIDEIN_WORK_DIR $work_dir/main
 GLIDEIN_ENTRY_WORK_DIR ${area_dir[entry]}
 GLIDECLIENT_WORK_DIR ${area_dir[client]}
 GLIDECLIENT_GROUP_WORK_DIR ${area_dir[client_group]}
 GLIDEIN_LOCAL_DIR $work_dir
 TMP_DIR $work_dir/tmp
+GLIDEIN_LOCAL_TMP_DIR $work_dir/tmp
 WRAPPER_LIST $work_dir/wrapper_list.lst
 CONDOR_CONFIG_DIR $work_dir/condor_config.d
 DEBUG_MODE ${option[v]:-std}
 PROXY_URL ${option[proxy]:-None}
-GLIDEIN_SLOTS_LAYOUT $([[ ${option[slotslayout]-} == fixed ]] && echo fixed || echo partitionable)
+SLOTS_LAYOUT $([[ ${option[slotslayout]-} == fixed ]] && echo fixed || echo partitionable)
 GLIDEIN_Factory ${option[factory]-}
 GLIDEIN_Name ${option[name]}
 GLIDEIN_Entry_Name ${option[entry]}
@@ -546,6 +583,8 @@ GLIDECLIENT_Signature ${option[clientsign]-}
 GLIDECLIENT_Group_Signature ${option[clientsigngroup]-}
 DESCRIPTION_FILE ${option[descript]}
 DESCRIPTION_ENTRY_FILE ${option[descriptentry]}
+GLIDECLIENT_DESCRIPTION_FILE ${option[clientdescript]-}
+GLIDECLIENT_DESCRIPTION_GROUP_FILE ${option[clientdescriptgroup]-}
 GLIDEIN_Pilot_Start $started
 GLIDEIN_Pilot_Name glidein_$$_$RANDOM$RANDOM
 C

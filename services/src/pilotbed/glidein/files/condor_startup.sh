@@ -10,6 +10,9 @@
 glidein_config=$1
 # shellcheck source=/dev/null
 . "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$glidein_config")"
+# shellcheck source=/dev/null
+. "$(gconfig_get LOGGING_UTILS_SOURCE)"
+unset -f command_not_found_handle # the stage's scripts', not HTCondor's
 
 shopt -u patsub_replacement 2>/dev/null # bash 5.2: an & in a replacement is not what was found
 declare -A seconds=()
@@ -61,13 +64,37 @@ fi
 
 # One partitionable slot, or one slot for each CPU: none of them may end the pilot while another works.
 slots=1 partitionable=True others=''
-if [[ $(gconfig_get GLIDEIN_SLOTS_LAYOUT) == fixed ]]; then
+if [[ $(gconfig_get SLOTS_LAYOUT) == fixed ]]; then
     slots=${seconds[GLIDEIN_CPUS]} partitionable=False
     for ((slot = 1; slot <= slots; slot++)); do others+=" && slot${slot}_State =?= \"Unclaimed\""; done
 fi
 
-mapfile=$(gconfig_get GLIDECLIENT_X509_CONDORMAP)
-[[ -n $mapfile ]] || script_error VO_Config "the frontend's stage says of nobody who he is (pool.mapfile)"
+# Who the pool is. A stage of pilotbed brings pool.mapfile, and who may do what; one of glideinWMS a grid map file, lines
+# `"DN" NAME`: collector1, collector2 ... (where the negotiator is), frontend. No schedd: those come with a match's session.
+mapfile=$(gconfig_get GLIDECLIENT_X509_CONDORMAP) pool='' central=''
+mapping='^"(/[^"[:cntrl:]]*[^"\[:cntrl:]])"[[:space:]]+([A-Za-z0-9_.-]+)$'
+if [[ -z $mapfile ]]; then
+    mapfile=$local_dir/grid.mapfile
+    for area in GLIDECLIENT_ ENTRY_ ''; do
+        gridmap=$(gconfig_get "${area}GRIDMAP")
+        [[ -n $gridmap ]] || continue
+        while read -r line || [[ -n $line ]]; do
+            [[ -n $line && $line != \#* ]] || continue
+            # In quotes HTCondor takes a backslash for itself, but not before another one or the quote.
+            [[ $line =~ $mapping && $line != *\\\\* ]] ||
+                script_error VO_Config "${gridmap##*/}: '$line' is not \"DN\" NAME"
+            printf 'SSL "%s" %s\n' "${BASH_REMATCH[@]:1:2}"
+            pool+=" ${BASH_REMATCH[2]}@\$(UID_DOMAIN)"
+            [[ ${BASH_REMATCH[2]} != collector* ]] || central+=" ${BASH_REMATCH[2]}@\$(UID_DOMAIN)"
+        done <"$gridmap"
+    done >"$mapfile"
+    [[ -n $central ]] || script_error VO_Config \
+        "the frontend's stage does not say who its pool is (pool.mapfile, or a grid-mapfile with a collector)"
+    # The pilot's own daemons; of its chain's names the one before all that proxies add.
+    own=$(openssl x509 -noout -subject -nameopt compat -in "$proxy") own=${own#subject=}
+    while [[ $own =~ ^(.+)/CN=([0-9]+|proxy|limited\ proxy)$ ]]; do own=${BASH_REMATCH[1]}; done
+    printf 'SSL "%s" %s\n' "$own" "$account" >>"$mapfile"
+fi
 {
     cat "$mapfile"
     # Only this account: a payload's account that comes through the file system is nobody.
@@ -182,7 +209,14 @@ GLIDEIN_Self = $account@\$(UID_DOMAIN)
 ALLOW_ADMINISTRATOR = \$(GLIDEIN_Self)
 ALLOW_OWNER = \$(GLIDEIN_Self)
 ALLOW_CONFIG =
-
+C
+    [[ -z $pool ]] || cat <<C
+ALLOW_READ = $pool \$(GLIDEIN_Self)
+ALLOW_WRITE = $pool \$(GLIDEIN_Self)
+ALLOW_DAEMON = $pool \$(GLIDEIN_Self)
+ALLOW_NEGOTIATOR =$central
+C
+    cat <<C
 RunBenchmarks = False
 HIBERNATION_PLUGIN =
 JAVA =
@@ -311,12 +345,7 @@ watch &
 while wait "$master"; status=$?; [[ $status -gt 128 ]] && kill -0 "$master" 2>/dev/null; do :; done
 
 for log in "$local_dir"/log/{MasterLog,StartLog,SharedPortLog,StarterLog*} "$local_dir/relay.log"; do
-    [[ -s $log ]] || continue
-    {
-        printf '%s\n======== gzip | uuencode =============\nbegin-base64 644 -\n' "${log##*/}"
-        tail -c 500000 "$log" | gzip | base64
-        printf '====\n\n'
-    } >&2
+    [[ ! -s $log ]] || glog_write condor_startup.sh file "$log"
 done
 [[ $status -ne 99 ]] || status=0 # DAEMON_SHUTDOWN came true
 if [[ -n $agent && -z $stopped ]] && ! kill -0 "$agent" 2>/dev/null; then

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Do the payloads of this pilot run under accounts of their own, through glexec?
-#   GLIDEIN_Glexec_Use          the VO's wish: NEVER, OPTIONAL or REQUIRED (default: a pilot is for many users)
-#   GLEXEC_BIN                  what the entry offers: NONE, auto or a path (default auto)
+#   GLIDEIN_Glexec_Use          the VO's wish: NEVER, OPTIONAL or REQUIRED; a VO that says nothing has it where it is offered
+#   GLEXEC_BIN                  what the entry offers: NONE, auto or a path
 #   GLIDEIN_REQUIRE_GLEXEC_USE  True: the entry insists
 # Sets GLEXEC_JOB and GLEXEC_BIN. Fails closed: a glexec that is there must work.
 glidein_config=$1
@@ -69,8 +69,11 @@ try() {
 
 wish=$(gconfig_get GLIDEIN_Glexec_Use) offer=$(gconfig_get GLEXEC_BIN)
 insists=$(gconfig_get GLIDEIN_REQUIRE_GLEXEC_USE) proxy=$(gconfig_get X509_USER_PROXY) problem=''
+# Where the VO is silent the entry decides. It has to be there where it is offered: else whoever takes it off a node gets
+# other users' payloads under the pilot's account.
+case $offer in '' | NONE) silence=OPTIONAL ;; *) silence=REQUIRED ;; esac
 glexec=$(find_glexec "${offer:-auto}")
-decision=$(decide "${wish:-REQUIRED}" "${offer:-auto}" "${insists,,}" "$glexec")
+decision=$(decide "${wish:-$silence}" "${offer:-auto}" "${insists,,}" "$glexec")
 case $decision in
 leave)
     gconfig_add GLEXEC_BIN NONE

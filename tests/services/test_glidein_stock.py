@@ -1,0 +1,219 @@
+"""The pilot with the stage area of a stock frontend of glideinWMS."""
+
+from __future__ import annotations
+
+import io
+import platform
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pilotbed.glidein.builder import Staged, script
+from pilotbed_suite.stock import File
+from stagebed import NOTE, STANDARD, Site, last, note, ran
+
+SHOW = '#!/bin/bash\nsort "$1"; echo "consts of $2"\n'
+Start = Callable[[str], subprocess.CompletedProcess[str]]
+FACTORY = "/DC=test/O=Pool/CN=collector.example"
+
+
+def stock(
+    site: Site, *files: File, group: tuple[File, ...] = (), proxy: str = "", **main: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a pilot with such a frontend's two areas."""
+    site.put_stock("frontend", {"GLIDECLIENT_Start": "True", "VO_Name": "astro physics"}, *files, **main)
+    site.put_stock("frontend/group_main", {"GLIDECLIENT_Group_Start": "RequestMemory < 2000"}, *group)
+    environment, parameters = {"X509_USER_PROXY": proxy} if proxy else {}, {"GLIDEIN_Ignore_X509_Duration": "True"}
+    return site.pilot(environment, parameters=parameters, clientsigntype="sha1")
+
+
+def test_its_scripts_run_and_its_attributes_are_taken(site: Site) -> None:
+    show = File("show.sh", SHOW, "exec", "aftergroup_file_list")
+    own = File("vo.sh", f"{NOTE}# the VO's own\n", "exec")
+    done = stock(site, show, own, group=(File("group.sh", NOTE, "exec"),), gridmap=f'"{FACTORY}" collector1\n')
+    assert done.returncode == 0, done.stderr
+    assert "VO_Name astro physics\n" in done.stdout
+    assert "GLIDECLIENT_Start True\n" in done.stdout
+    assert "GLIDECLIENT_Group_Start RequestMemory < 2000\n" in done.stdout
+    for name in ("GLIDECLIENT_GRIDMAP", "GLIDECLIENT_GROUP_BLACKLIST_FILE", "GLIDECLIENT_CONDOR_VARS_FILE"):
+        assert f"\n{name} /" in done.stdout
+    assert ran(done) == ["first.sh", "entry.sh", "vo.sh", "group.sh", "after.sh", "last.sh"]
+    assert "command not found" not in done.stderr.replace("host: command not found", "")
+
+
+@pytest.mark.parametrize("name", [platform.node(), f"x{platform.node()}"])
+def test_its_list_of_nodes_counts(site: Site, name: str) -> None:
+    """The node's own name ends the pilot; another name is the control."""
+    done = stock(site, blacklist=[name])
+    if name == platform.node():
+        assert done.returncode == 1
+        assert f"This node '{name}' is in the blacklist." in done.stderr
+        assert '<metric name="failure"' in done.stdout
+    else:
+        assert done.returncode == 0, done.stderr
+    assert ("after.sh" in ran(done)) == (done.returncode == 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "outcome"),
+    [
+        ("gconfig_get VO_Name", "astro physics"),
+        ("add_config_line_safe NOTED here; gconfig_get NOTED", "here"),
+        ("get_work_dir client_group", "/client_group"),
+        ("get_descript_file client", "description.pbSTCK.cfg"),
+        ("get_signature client_group | wc -c", "41"),
+        ("get_prefix nobody || echo no", "no"),
+        ("echo data | b64uuencode", "begin-base64 644 -\nZGF0YQo=\n===="),
+        ("glog_setup $1 && glog_write me text 'a word' warn; echo said", "said"),
+        ("robust_realpath /usr/../etc/./hosts", "/etc/hosts"),
+        ("run_with_timeout -s KILL 1 sleep 30; echo $?", "137"),
+        ("run_with_timeout 30 echo in time", "in time"),
+        ("gwms_from_config VO_Name other; gwms_from_config NOTHING other", "astro physics\nother"),
+    ],
+)
+def test_the_functions_that_its_scripts_source(site: Site, call: str, outcome: str) -> None:
+    source = "".join(f'. "$(gconfig_get {name}_SOURCE)"\n' for name in
+                     ("GET_ID_SELECTORS", "B64UUENCODE", "LOGGING_UTILS", "GLIDEIN_PATHS"))  # fmt: skip
+    begin = 'glidein_config=$1\n. "$(grep -m1 "^ADD_CONFIG_LINE_SOURCE " "$1" | cut -d " " -f 2-)"\n'
+    script = File("call.sh", f"#!/bin/bash\n{begin}{source}echo BEGIN\n{call}\necho END\n", "exec")
+    done = stock(site, script)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.partition("BEGIN\n")[2].partition("\nEND\n")[0]
+    assert told.endswith(outcome), told + done.stderr
+    if "glog_write" in call:
+        assert "me warn: a word" in done.stderr
+
+
+def test_what_is_to_run_before_and_after_a_job_is_found(site: Site) -> None:
+    """gwms_process_scripts: programs run, *.sh is sourced, *.ignore and directories are left, and back it goes."""
+    text = """#!/bin/bash
+glidein_config=$1
+. "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$1")"
+. "$(gconfig_get GLIDEIN_PATHS_SOURCE)"
+d=$(gconfig_get GLIDEIN_LOCAL_DIR)/x
+mkdir -p "$d/exec/prejob/sub"
+printf '#!/bin/sh\\necho "program of $1"\\n' >"$d/exec/prejob/1"; chmod 755 "$d/exec/prejob/1"
+echo 'WORD=sourced' >"$d/exec/prejob/2.sh"
+echo 'exit 3' >"$d/exec/prejob/3.sh.ignore"
+cd /
+gwms_process_scripts "$d" prejob "$1"
+echo "$WORD in $PWD"
+gwms_process_scripts "$d" cleanup "$1"
+echo on
+"""
+    done = stock(site, File("pre.sh", text, "exec"))
+    assert done.returncode == 0, done.stderr
+    assert "/glidein_config\nsourced in /\non\n" in done.stdout
+    assert "there is no directory" in done.stderr
+
+
+@pytest.mark.parametrize("source", ["GET_ID_SELECTORS_SOURCE", "OTHER_SOURCE"])
+def test_a_script_that_goes_on_without_a_function_fails_the_pilot(site: Site, source: str) -> None:
+    """As check_blacklist.sh did: get_prefix was not found, no list was looked at, and it ended with code 0."""
+    text = f"""#!/bin/bash
+glidein_config=$1
+. "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$1")"
+. "$(gconfig_get {source})"
+prefix=$(get_prefix "$2")
+echo "prefix $prefix"
+exit 0
+"""
+    done = stock(site, File("careless.sh", text, "exec"))
+    if source == "OTHER_SOURCE":
+        assert done.returncode == 1
+        assert "careless.sh wants the function get_prefix, which this pilot does not offer" in done.stderr
+        assert "prefix" not in done.stdout
+        assert "last.sh" not in ran(done)
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "prefix GLIDECLIENT_\n" in done.stdout
+
+
+def test_a_program_that_this_node_lacks_is_the_scripts_own_matter(site: Site) -> None:
+    done = stock(site, File("fallback.sh", "#!/bin/bash\nno-such-program || echo without it\n", "exec"))
+    assert done.returncode == 0, done.stderr
+    assert "without it" in done.stdout
+    assert "no-such-program: command not found" in done.stderr
+
+
+def test_a_script_that_says_that_it_failed_has_failed(site: Site) -> None:
+    text = """#!/bin/bash
+"$(sed -n 's/^ERROR_GEN_PATH //p' "$1")" -error told.sh WN_Resource "no scratch" directory /scratch
+exit 0
+"""
+    done = stock(site, File("told.sh", text, "exec"))
+    assert done.returncode == 1
+    assert "told.sh: no scratch" in done.stderr
+    assert "last.sh" not in ran(done)
+
+
+def test_nothing_that_runs_may_be_unsigned_there_either(site: Site) -> None:
+    done = stock(site, File("later.sh", NOTE, "nocache"))
+    assert done.returncode == 1
+    assert f"refused: later.sh from {site.url}/frontend: not signed" in done.stderr
+
+
+# --- whose pool it is ---
+
+#: Stands for HTCondor: what condor_startup.sh made for it is what counts here. With the real one: tests/grid.
+MASTER = b"""#!/bin/bash
+cat "$CONDOR_CONFIG" "${CONDOR_CONFIG%/*}/mapfile"
+exit 99
+"""
+
+
+@pytest.fixture
+def startup(site: Site, tmp_path: Path) -> Iterator[Start]:
+    """Runs condor_startup.sh with a grid map file of the frontend's."""
+    packed, proxy = io.BytesIO(), tmp_path / "proxy.pem"
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        info = tarfile.TarInfo("sbin/condor_master")
+        info.mode, info.size = 0o755, len(MASTER)
+        tar.addfile(info, io.BytesIO(MASTER))
+    site.put(
+        "factory", *STANDARD, note("after.sh", "after_file_list"),
+        Staged("untar.cfg", b"condor.tar.gz\tcondor\n", output="UNTAR_CFG_FILE"),
+        Staged("condor.tar.gz", packed.getvalue(), "untar", output="CONDOR_DIR"),
+        **last(script("condor_startup.sh", "exec").content.decode()),
+    )  # fmt: skip
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-batch",
+            "-subj", "/DC=test/CN=the pilot/CN=4711", "-keyout", str(proxy), "-out", "-"]  # fmt: skip
+    certificate = subprocess.run(make, check=True, capture_output=True, text=True).stdout
+    proxy.write_text(certificate + proxy.read_text())
+    with tempfile.TemporaryDirectory(prefix="pb", dir="/tmp") as short:  # HTCondor's sockets need a short path
+        site.worker = Path(short)
+        yield lambda gridmap: stock(site, gridmap=gridmap, proxy=str(proxy))
+
+
+def test_the_pool_is_whom_the_grid_map_file_names(startup: Start) -> None:
+    other = r"/DC=test/O=Pool/CN=J\xC3\xB6rg (x)"
+    done = startup(f'# File: grid-mapfile\n#\n"{FACTORY}" collector1\n\n"{other}" frontend')
+    assert done.returncode == 0, done.stderr
+    assert f'\nSSL "{FACTORY}" collector1\nSSL "{other}" frontend\nSSL "/DC=test/CN=the pilot" ' in done.stdout
+    assert "\nALLOW_NEGOTIATOR = collector1@$(UID_DOMAIN)\n" in done.stdout
+    assert "\nALLOW_DAEMON =  collector1@$(UID_DOMAIN) frontend@$(UID_DOMAIN) $(GLIDEIN_Self)\n" in done.stdout
+    assert "ALLOW_NEGOTIATOR = *" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("gridmap", "why"),
+    [
+        ("", "does not say who its pool is"),
+        (f'"{FACTORY}" frontend\n', "does not say who its pool is"),
+        (f"{FACTORY} collector1\n", 'is not "DN" NAME'),
+        (f'"{FACTORY}" collector1 x\n', 'is not "DN" NAME'),
+        (f'"{FACTORY}" "collector1"\n', 'is not "DN" NAME'),
+        ('"/CN=x\\" collector1\n', 'is not "DN" NAME'),
+        ('"/CN=x\\\\y" collector1\n', 'is not "DN" NAME'),
+        ('"CN=x" collector1\n', 'is not "DN" NAME'),
+        (f'"{FACTORY}" $(collector)\n', 'is not "DN" NAME'),
+    ],
+)
+def test_a_grid_map_file_of_another_form_is_refused(startup: Start, gridmap: str, why: str) -> None:
+    done = startup(gridmap)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert "ALLOW_" not in done.stdout
