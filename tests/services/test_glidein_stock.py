@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -196,6 +197,20 @@ def test_the_pool_is_whom_the_grid_map_file_names(startup: Start) -> None:
     assert "\nALLOW_NEGOTIATOR = collector1@$(UID_DOMAIN)\n" in done.stdout
     assert "\nALLOW_DAEMON =  collector1@$(UID_DOMAIN) frontend@$(UID_DOMAIN) $(GLIDEIN_Self)\n" in done.stdout
     assert "ALLOW_NEGOTIATOR = *" not in done.stdout
+
+
+@pytest.mark.parametrize("kinds", [(), ("idtoken",), ("idtoken", "scitoken")])
+def test_a_pool_that_asks_for_a_token_gets_it(site: Site, startup: Start, kinds: tuple[str, ...]) -> None:
+    """They came as files of the pilot's job."""
+    for kind in kinds:
+        (site.worker / f"pilot.{kind}").write_text("a.b.c\n")
+    done = startup(f'"{FACTORY}" collector1\n')
+    assert done.returncode == 0, done.stderr
+    methods = "".join(f", {kind.upper()}S" for kind in kinds)
+    assert f"\nSEC_CLIENT_AUTHENTICATION_METHODS = SSL{methods}, FS\n" in done.stdout
+    for kind, knob, file in (("idtoken", "SEC_TOKEN_DIRECTORY", ""), ("scitoken", "SCITOKENS_FILE", "/pilot.scitoken")):
+        assert bool(re.search(rf"^{knob} = /\S+/cred/tokens\.d{file}$", done.stdout, re.MULTILINE)) == (kind in kinds)
+    assert "a.b.c" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

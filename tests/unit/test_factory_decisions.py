@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +17,7 @@ from pilotbed.factory.credentials import Store, better
 from pilotbed.factory.decisions import Care, Patience, Pilot, manage, state_of, tend
 from pilotbed.factory.states import State
 from pilotbed.factory.submission import Submission
+from pilotbed.factory.tokens import Token
 from pilotbed.factory.trust import CredentialName, Refusal, Rules, Trusted, check_credentials, check_request
 from pilotbed.pool.values import Ad
 from pilotbed.protocol.ads import Client, ClientStage, Credentials, FactoryName, Removal, Request, Sealed
@@ -64,6 +67,12 @@ def believe(one: Ad, downtimes: Mapping[str, str] | None = None, rules: Rules = 
     return check_request(one, rules, {CREDENTIAL}, downtimes or {})
 
 
+def jwt(claims: object = None, text: str = "") -> str:
+    """Return a token with these claims."""
+    parts = json.dumps({"alg": "HS256"}), text or json.dumps(claims), "signature"
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts)
+
+
 # -- trust: each check has the request that fails it, and the same one passes without that flaw
 
 
@@ -96,13 +105,68 @@ def test_only_parameters_that_the_entry_offers_can_be_set() -> None:
         (ad(sealed=seal(GRID_PROXY | {"SecurityClass": "root"})), "not one of vo's"),
         (ad(sealed=seal(GRID_PROXY | {"SubmitProxy": "../../etc"})), "credential id"),
         (ad(sealed=seal(GRID_PROXY | {"SubmitProxy": "OTHER"})), "was not sent"),
-        (ad(sealed=seal(GRID_PROXY | {"Password": "x"})), "exactly"),
-        (ad(sealed=seal({"SecurityName": "vo", "SecurityClass": "pilot"})), "exactly"),
+        (ad(sealed=seal({"SecurityName": "vo", "SecurityClass": "pilot"})), "grid_proxy needs SubmitProxy"),
     ],
 )  # fmt: skip
 def test_a_request_that_fails_a_check_is_refused(one: Ad, message: str) -> None:
     with pytest.raises(Refusal, match=message):
         believe(one)
+
+
+IDTOKEN = jwt({"sub": "vo@grid.test", "exp": 2_000_000_000})
+
+
+def test_tokens_that_come_with_a_request_are_taken() -> None:
+    """glideinWMS 3.10's frontend adds them where it has any; a factory that wanted neither lost the whole request."""
+    added = {"alpha.idtoken": f"{IDTOKEN}\n", "frontend_scitoken": jwt({"sub": "x"})}
+    trusted = believe(ad(sealed=seal(GRID_PROXY | added)))
+    assert [(token.kind, token.text, token.ends) for token in trusted.tokens] == [
+        ("idtoken", IDTOKEN, 2_000_000_000), ("scitoken", jwt({"sub": "x"}), None)
+    ]  # fmt: skip
+    assert trusted.left_out == {}
+    assert IDTOKEN not in repr(trusted)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("Password", "x", "knows no such parameter"),
+        ("beta.idtoken", IDTOKEN, "knows no such parameter"),
+        ("frontend_condortoken", IDTOKEN, "knows no such parameter"),
+        ("alpha.idtoken", "", "is not a token"),
+        ("alpha.idtoken", "a.b", "is not a token"),
+        ("alpha.idtoken", f"{IDTOKEN}\nX = 1", "is not a token"),
+        ("alpha.idtoken", "a.b.c", "not a JSON object"),
+        ("alpha.idtoken", jwt([1]), "not a JSON object"),
+        ("alpha.idtoken", jwt({"exp": "never"}), "exp is not a number"),
+        ("alpha.idtoken", jwt({"exp": True}), "exp is not a number"),
+        ("alpha.idtoken", jwt(text="[" * 9000), "not a JSON object"),
+        ("alpha.idtoken", jwt({"x": "x" * 20000}), "16384 are the most"),
+    ],
+)
+def test_an_addition_that_is_no_good_costs_itself_only(name: str, value: str, why: str) -> None:
+    good = {"frontend_scitoken": jwt({"sub": "x"})}
+    trusted = believe(ad(sealed=seal(GRID_PROXY | good | {name: value})))
+    assert [token.kind for token in trusted.tokens] == ["scitoken"]
+    assert set(trusted.left_out) == {name}
+    assert why in trusted.left_out[name]
+    assert not value or value not in trusted.left_out[name]
+
+
+def test_no_token_goes_where_the_computing_element_takes_no_files() -> None:
+    gram = replace(ALPHA, gridtype="batch", gatekeeper="ce:2119/jobmanager-batch")
+    rules = replace(RULES, entries={"alpha": gram})
+    trusted = believe(ad(sealed=seal(GRID_PROXY | {"alpha.idtoken": IDTOKEN})), rules=rules)
+    assert trusted.tokens == ()
+    assert "takes no file" in trusted.left_out["alpha.idtoken"]
+
+
+def test_a_token_is_kept_for_its_owner_only(tmp_path: Path) -> None:
+    token = Token.read("idtoken", IDTOKEN)
+    path = token.keep(tmp_path / "vo" / "alpha")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == (f"{IDTOKEN}\n", 0o600)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert (token.expired(1_999_999_999), token.expired(2_000_000_000)) == (False, True)
 
 
 def test_another_class_does_not_get_this_class_credential() -> None:
@@ -380,6 +444,10 @@ def test_the_submit_description_is_complete() -> None:
     assert lines["arc_resources"] == "<QueueName>grid</QueueName>"
     assert lines["x509userproxy"] == "/c/proxy.pem"
     assert lines["MY.GlideinFrontendName"] == '"vo:pilot"'
+    assert "transfer_input_files" not in lines
+    files = [Path("/t/pilot.idtoken"), Path("/t/pilot.scitoken")]
+    text = submission.description(entry, one, words, Path("/c/proxy.pem"), 1.5e9, Path("/log"), files)
+    assert "\ntransfer_input_files = /t/pilot.idtoken, /t/pilot.scitoken\n" in text
 
 
 @pytest.mark.parametrize(

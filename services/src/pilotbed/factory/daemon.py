@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from pilotbed.daemon import NAMED, Daemon, NotReady, run
-from pilotbed.pool import AbsurdValue, Collector, PoolError, Schedd, any_of, equals, open_door
+from pilotbed.pool import AbsurdValue, Collector, PoolError, Schedd, any_of, equals, open_door, version
 from pilotbed.pool.values import Value
 from pilotbed.protocol import ProtocolError
 from pilotbed.protocol.ads import GlobalOffer, Kind, Offer, answer_ad
@@ -52,6 +53,8 @@ class Factory(Daemon):
         self.entries: dict[str, dict[str, Any]] = {name: {} for name in config.entries}
         self.proxies: dict[CredentialName, Proxy] = {}
         self.renewals = Renewals(config.certificates)
+        #: Of the pilots' HTCondor: this host's, or one that only its tarball knows (glideinWMS then says "default").
+        self.condor = version() if config.stage.condor == "host" else "default"
         #: The entries in downtime, as their ads say.
         self.down: set[str] = set()
 
@@ -153,11 +156,14 @@ class Factory(Daemon):
         for ad in sorted(ads, key=lambda ad: str(ad.get("Name", ""))):
             with self.apart(f"request {ad.get('Name')}"):
                 try:
-                    found.append(check_request(ad, self.rules, self.proxies, reasons))
+                    trusted = check_request(ad, self.rules, self.proxies, reasons)
                 except Refusal as refusal:
                     self.refuse(ad, refusal)
                 else:
                     self.believe(ad)
+                    found.append(trusted)
+                    for name, why in trusted.left_out.items():
+                        self.leave_out("additions", f"{trusted.request.name} {name}", why)
         return found
 
     def refuse(self, ad: Mapping[str, Value], why: Refusal) -> None:
@@ -184,7 +190,8 @@ class Factory(Daemon):
         words = self.submission.arguments(entry, trusted, stage)
         credential = trusted.credential
         ends = self.proxies[credential].ends
-        text = self.submission.description(entry, trusted, words, self.store.path(credential), ends, logs)
+        files = self.keep_tokens(trusted)
+        text = self.submission.description(entry, trusted, words, self.store.path(credential), ends, logs, files)
         queued = 0
         while queued < decision.submit:
             count = min(CLUSTER, decision.submit - queued)
@@ -193,6 +200,20 @@ class Factory(Daemon):
             _log.info(event("submitted", entry=trusted.request.entry_short, client=trusted.request.client,
                             pilots=count, cluster=cluster))  # fmt: skip
         return queued
+
+    def keep_tokens(self, trusted: Trusted) -> list[Path]:
+        """Write the tokens of a request where HTCondor takes them from; return the files."""
+        name, now = trusted.credential, time.time()
+        directory = self.config.directory.joinpath(
+            "tokens", name.security_name, name.security_class, name.client, name.credential, trusted.request.entry_short
+        )
+        found = []
+        for token in trusted.tokens:
+            if token.expired(now):
+                self.leave_out("tokens", f"{trusted.request.name} {token.kind}", "it has expired")
+            else:
+                found.append(token.keep(directory))
+        return found
 
     def carry_out(self, schedd: Schedd, decision: Decision, stage: Stage) -> bool:
         """Do what ``decision`` says and log it; return whether anything was changed."""
@@ -291,7 +312,7 @@ class Factory(Daemon):
                 offer = Offer(
                     name=config.name,
                     entry=name,
-                    attributes=entry.published(),
+                    attributes=entry.published() | {"CONDOR_VERSION": self.condor},
                     parameters=PARAMETERS | dict(entry.parameters),
                     in_downtime=name in down,
                     public_pem=key.public_pem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +69,13 @@ class Submission:
         return pilot_arguments(options, sorted(trusted.parameters.items()))
 
     def description(
-        self, entry: Entry, trusted: Trusted, words: list[str], credential: Path, ends: float, logs: Path
+        self, entry: Entry, trusted: Trusted, words: list[str], credential: Path, ends: float, logs: Path,
+        files: Sequence[Path] = (),
     ) -> str:
         """Return the submit description of pilots for ``trusted`` with the argument list ``words``.
 
         ``logs`` is the directory of the pilots' output; ``credential`` the proxy file that they run under, which is
-        good until ``ends`` (seconds, Unix).
+        good until ``ends`` (seconds, Unix); ``files`` come to the pilot's start directory.
         """
         request = trusted.request
         name = f"{trusted.credential.security_name}_{request.client}"
@@ -109,5 +111,6 @@ class Submission:
             "notification": "never",
             "periodic_remove": too_long,
             "MY.GlideinProxyEnds": int(ends),
+            **({"transfer_input_files": ", ".join(map(str, files))} if files else {}),
         } | {f"MY.{key}": quote(value) for key, value in marks.items()}
         return "".join(f"{key} = {value}\n" for key, value in lines.items())

@@ -7,7 +7,7 @@ cannot be read, or that asks for more than its SecurityClass may, is refused wit
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pilotbed.pool.values import Ad
 from pilotbed.protocol import ProtocolError
@@ -15,9 +15,11 @@ from pilotbed.protocol.ads import SIGN_TYPES, Client, Credentials, FactoryName, 
 from pilotbed.protocol.crypto import FactoryKey
 from pilotbed.proxy import Proxy, ProxyError
 
+from . import gridtypes
 from .config import Entry, Frontend
+from .tokens import Token, TokenError
 
-#: What auth_method grid_proxy needs; a request with more or less is refused.
+#: What auth_method grid_proxy needs; a request with less is refused.
 _GRID_PROXY = frozenset({"SecurityName", "SecurityClass", "SubmitProxy"})
 
 
@@ -63,12 +65,18 @@ class CredentialName:
 
 @dataclass(frozen=True)
 class Trusted:
-    """A request that passed every check; ``open`` is whether it may get new pilots, else ``closed_why``."""
+    """A request that passed every check.
+
+    ``closed_why`` is empty if it may get new pilots; ``tokens`` are for them. What else came with it sealed is in
+    ``left_out``, by name with the reason.
+    """
 
     request: Request
     credential: CredentialName
     parameters: Mapping[str, str]
     closed_why: str = ""
+    tokens: tuple[Token, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def security(self) -> str:
@@ -147,8 +155,9 @@ def check_request(ad: Ad, rules: Rules, stored: Collection[CredentialName], down
         if request.stage.signtype not in SIGN_TYPES:
             raise Refusal(f"WebSignType {request.stage.signtype} is not one of {', '.join(SIGN_TYPES)}")
         values = _open(request.sealed, rules.key, request.identity)
-        if set(values) != _GRID_PROXY:
-            raise Refusal(f"grid_proxy needs exactly {', '.join(sorted(_GRID_PROXY))}; got {', '.join(sorted(values))}")
+        if missing := _GRID_PROXY - values.keys():
+            came = ", ".join(sorted(values)) or "nothing"
+            raise Refusal(f"grid_proxy needs {', '.join(sorted(missing))}; what came is {came}")
         credential = _credential(values["SecurityName"], values["SecurityClass"], request.client, values["SubmitProxy"])
         _known(credential.security_name, credential.security_class, request.identity, rules.frontends)
     except ProtocolError as error:
@@ -163,4 +172,26 @@ def check_request(ad: Ad, rules: Rules, stored: Collection[CredentialName], down
     allowed = entry.allow_frontends
     if not closed and allowed and security not in allowed and credential.security_name not in allowed:
         closed = f"entry {request.entry_short} does not allow {security}"
-    return Trusted(request, credential, {name: value for name, value in parameters.items() if value}, closed)
+    tokens, left_out = _additions(values, request.entry_short, entry)
+    return Trusted(request, credential, {name: value for name, value in parameters.items() if value}, closed, tokens,
+                   left_out)  # fmt: skip
+
+
+def _additions(values: Mapping[str, str], name: str, entry: Entry) -> tuple[tuple[Token, ...], dict[str, str]]:
+    """Return the tokens among what came sealed with a request for entry ``name``, and why the rest is left out.
+
+    glideinWMS 3.10 sends ``ENTRY.idtoken``, for the pool, and ``frontend_scitoken``. One that is no good costs itself
+    only, not the request: pilots have their proxy.
+    """
+    kinds = {f"{name}.idtoken": "idtoken", "frontend_scitoken": "scitoken"}
+    tokens, left_out = [], {}
+    for addition in sorted(values.keys() - _GRID_PROXY):
+        try:
+            if addition not in kinds:
+                raise TokenError("this factory knows no such parameter")
+            if not gridtypes.load(entry.gridtype).takes_files:
+                raise TokenError(f"a computing element of gridtype {entry.gridtype} takes no file to a pilot")
+            tokens.append(Token.read(kinds[addition], values[addition]))
+        except TokenError as error:
+            left_out[addition] = str(error)
+    return tuple(tokens), left_out

@@ -389,8 +389,8 @@ def build(config: Mapping[str, Any]) -> Tree:
 
 def function_files() -> list[Staged]:
     """Return what scripts source, under the variables by which glideinWMS's own find it."""
-    return [script(name, "regular", output=name.replace(".", "_").upper()) for name in
-            ("get_id_selectors.source", "b64uuencode.source", "logging_utils.source", "glidein_paths.source")]  # fmt: skip
+    names = ("get_id_selectors", "b64uuencode", "logging_utils", "glidein_paths")
+    return [script(f"{name}.source", "regular", output=f"{name.upper()}_SOURCE") for name in names]
 
 
 def factory_main(

@@ -540,6 +540,21 @@ take_proxy() {
     refresher=$!
 }
 
+# take_tokens: what the frontend sent along for the pool; the copy that came is not left where the job began
+take_tokens() {
+    local kind token
+    for kind in idtoken scitoken; do
+        [[ -s $start_dir/pilot.$kind ]] || continue
+        token=$work_dir/cred/tokens.d/pilot.$kind
+        { mkdir -p "${token%/*}" && cat "$start_dir/pilot.$kind" >"$token"; } || fail "cannot write in $work_dir/cred"
+        rm -f "$start_dir/pilot.$kind"
+        case $kind in
+        idtoken) gconfig_add GLIDEIN_CONDOR_TOKEN "$token" ;;
+        scitoken) gconfig_add GLIDEIN_SCITOKEN "$token" ;;
+        esac
+    done
+}
+
 # configure: what the pilot knows before it has fetched anything
 configure() {
     local index
@@ -635,6 +650,7 @@ main() {
     areas
     configure
     take_proxy
+    take_tokens
     say "pilot of ${option[clientname]-nobody} for entry ${option[entry]} on $(uname -n) as $(id -un) in $work_dir"
     for id in main entry client client_group; do
         [[ -n ${area_url[$id]-} ]] && open_area "$id"

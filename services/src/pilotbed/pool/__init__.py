@@ -4,7 +4,7 @@
 everything above can be tested where they are missing.
 """
 
-from .door import Collector, Identity, PoolError, Schedd, open_door
+from .door import Collector, Identity, PoolError, Schedd, open_door, version
 from .expression import Expression
 from .text import any_of, equals, quote
 from .values import AbsurdValue, Ad, Expr, Value
@@ -23,4 +23,5 @@ __all__ = [
     "equals",
     "open_door",
     "quote",
+    "version",
 ]

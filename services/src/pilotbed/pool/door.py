@@ -48,6 +48,13 @@ def open_door(identity: Identity | None = None) -> None:
         os.environ.pop("X509_USER_PROXY", None)
 
 
+def version() -> str:
+    """Return the version of this host's HTCondor, such as ``25.14.1``."""
+    import htcondor2
+
+    return str(htcondor2.version()).split()[1]  # $CondorVersion: 25.14.1 2026-03-01 BuildID: ... $
+
+
 def _faults() -> tuple[type[Exception], ...]:
     """Return what the library raises: its own exceptions, and Python's for what it cannot bring over."""
     import htcondor2

@@ -31,6 +31,7 @@ class GridType:
         submit: further lines of it, with the same.
         states: what the CE's word (GridJobStatus) means while HTCondor calls the job idle or running.
         renew: brings a newer proxy to jobs that the CE has, where HTCondor does not.
+        takes_files: whether files come to a pilot with it.
     """
 
     gatekeeper: re.Pattern[str]
@@ -39,6 +40,7 @@ class GridType:
     submit: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, State] = field(default_factory=dict)
     renew: Renewer | None = None
+    takes_files: bool = True
 
     def description(self, gatekeeper: str, queue: str) -> dict[str, str]:
         """Return the lines of the submit description that say where a pilot goes."""

@@ -13,4 +13,5 @@ RECORD = GridType(
     submit={"batch_queue": "{queue}", "MY.REMOTE_GramResource": '"{gatekeeper}"'},
     # HTCondor's own words for what the GAHP has said.
     states={"IDLE": State.PENDING, "RUNNING": State.RUNNING, "COMPLETED": State.STAGE_OUT},
+    takes_files=False,  # all of a job is its request, which a job manager keeps as arguments
 )

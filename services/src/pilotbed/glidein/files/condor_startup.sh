@@ -101,6 +101,15 @@ fi
     printf 'FS /^%s$/ %s\n' "$account" "$account"
 } >"$local_dir/mapfile"
 
+# A pool that asks for a token gets it; the proxy comes first.
+tokens='' token_files=''
+if [[ -n $(gconfig_get GLIDEIN_CONDOR_TOKEN) ]]; then
+    tokens+=', IDTOKENS' token_files+="SEC_TOKEN_DIRECTORY = $local_dir/cred/tokens.d"$'\n'
+fi
+if [[ -n $(gconfig_get GLIDEIN_SCITOKEN) ]]; then
+    tokens+=', SCITOKENS' token_files+="SCITOKENS_FILE = $(gconfig_get GLIDEIN_SCITOKEN)"$'\n'
+fi
+
 wrapper=
 if [[ -s $(gconfig_get WRAPPER_LIST) ]]; then
     wrapper=$local_dir/user_job_wrapper.sh
@@ -184,8 +193,8 @@ SEC_CLIENT_AUTHENTICATION = REQUIRED
 SEC_CLIENT_INTEGRITY = REQUIRED
 SEC_CLIENT_ENCRYPTION = REQUIRED
 SEC_DEFAULT_AUTHENTICATION_METHODS = SSL, FS
-SEC_CLIENT_AUTHENTICATION_METHODS = SSL, FS
-# As the pool's: who stands still for 20 s is not sent away.
+SEC_CLIENT_AUTHENTICATION_METHODS = SSL$tokens, FS
+${token_files}# As the pool's: who stands still for 20 s is not sent away.
 SEC_DEFAULT_AUTHENTICATION_TIMEOUT = 120
 SEC_CLIENT_AUTHENTICATION_TIMEOUT = 120
 # The negotiator brings shadow and starter together: the schedd needs no way to authenticate to the pilot.
