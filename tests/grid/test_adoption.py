@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.stage(2), pytest.mark.ce, pytest.mark.flavour("ce_gram
 #: some questions for each job, and what the pilot takes to look at its proxy again; as much again on a busy machine.
 LATE = 300
 #: Seconds of that minute in which the GAHP asks in vain (each five), before the kernel is told.
-HELD_UP = 12
+HELD_UP = 7
 
 
 @pytest.fixture(scope="module")

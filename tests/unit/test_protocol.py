@@ -81,12 +81,17 @@ FACTORY = FactoryName("v1", "factory")
 CLIENT = Client("vo", "main")
 
 
-@pytest.fixture(scope="module")
-def key() -> FactoryKey:
+def throw_away_key() -> FactoryKey:
+    """The key of the primes above."""
     public = rsa.RSAPublicNumbers(65537, P * Q)
     d = pow(65537, -1, (P - 1) * (Q - 1))
     private = rsa.RSAPrivateNumbers(P, Q, d, d % (P - 1), d % (Q - 1), pow(Q, -1, P), public).private_key()
     return FactoryKey(private)
+
+
+@pytest.fixture(scope="module")
+def key() -> FactoryKey:
+    return throw_away_key()
 
 
 @pytest.fixture
