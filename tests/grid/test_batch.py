@@ -544,10 +544,23 @@ def run(batch):
         job.end()
 
 
+#: How a payload ends, and the batch job's exit code.
+ENDINGS = {"exit 0": 0, "exit 1": 1, "exit 42": 42, "kill -KILL $$": 137}
+
+
+@pytest.fixture(scope="module")
+def ends(batch):
+    """A job for each ending, all at once."""
+    jobs = {ending: queue(batch, f"glexec /bin/sh -c '{ending}'") for ending in ENDINGS}
+    yield jobs
+    for job in jobs.values():
+        job.end()
+
+
 @pytest.mark.check("G1")
-@pytest.mark.parametrize(("ending", "code"), [("exit 0", 0), ("exit 1", 1), ("exit 42", 42), ("kill -KILL $$", 137)])
-def test_g1_exit_code_is_passed_on(run, ending, code):
-    assert run(f"glexec /bin/sh -c '{ending}'").done() == (code, "")
+@pytest.mark.parametrize(("ending", "code"), ENDINGS.items())
+def test_g1_exit_code_is_passed_on(ends, ending, code):
+    assert ends[ending].done() == (code, "")
 
 
 @pytest.mark.check("G2")
