@@ -8,8 +8,10 @@ import re
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pilotbed.glidein.builder import Staged, script
@@ -17,18 +19,20 @@ from pilotbed_suite.stock import File
 from stagebed import NOTE, STANDARD, Site, last, note, ran
 
 SHOW = '#!/bin/bash\nsort "$1"; echo "consts of $2"\n'
-Start = Callable[[str], subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.CompletedProcess[str]]
 FACTORY = "/DC=test/O=Pool/CN=collector.example"
 
 
 def stock(
-    site: Site, *files: File, group: tuple[File, ...] = (), proxy: str = "", **main: object
+    site: Site, *files: File, group: tuple[File, ...] = (), proxy: str = "", environment: dict[str, str] | None = None,
+    **main: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run a pilot with such a frontend's two areas."""
     site.put_stock("frontend", {"GLIDECLIENT_Start": "True", "VO_Name": "astro physics"}, *files, **main)
     site.put_stock("frontend/group_main", {"GLIDECLIENT_Group_Start": "RequestMemory < 2000"}, *group)
-    environment, parameters = {"X509_USER_PROXY": proxy} if proxy else {}, {"GLIDEIN_Ignore_X509_Duration": "True"}
-    return site.pilot(environment, parameters=parameters, clientsigntype="sha1")
+    around = (environment or {}) | ({"X509_USER_PROXY": proxy} if proxy else {})
+    parameters = {"GLIDEIN_Ignore_X509_Duration": "True"}
+    return site.pilot(around, parameters=parameters, clientsigntype="sha1")
 
 
 def test_its_scripts_run_and_its_attributes_are_taken(site: Site) -> None:
@@ -58,34 +62,34 @@ def test_its_list_of_nodes_counts(site: Site, name: str) -> None:
     assert ("after.sh" in ran(done)) == (done.returncode == 0)
 
 
-@pytest.mark.parametrize(
-    ("call", "outcome"),
-    [
-        ("gconfig_get VO_Name", "astro physics"),
-        ("add_config_line_safe NOTED here; gconfig_get NOTED", "here"),
-        ("get_work_dir client_group", "/client_group"),
-        ("get_descript_file client", "description.pbSTCK.cfg"),
-        ("get_signature client_group | wc -c", "41"),
-        ("get_prefix nobody || echo no", "no"),
-        ("echo data | b64uuencode", "begin-base64 644 -\nZGF0YQo=\n===="),
-        ("glog_setup $1 && glog_write me text 'a word' warn; echo said", "said"),
-        ("robust_realpath /usr/../etc/./hosts", "/etc/hosts"),
-        ("run_with_timeout -s KILL 1 sleep 30; echo $?", "137"),
-        ("run_with_timeout 30 echo in time", "in time"),
-        ("gwms_from_config VO_Name other; gwms_from_config NOTHING other", "astro physics\nother"),
-    ],
-)
-def test_the_functions_that_its_scripts_source(site: Site, call: str, outcome: str) -> None:
+#: What a script may call, and the end of what it prints.
+CALLS = {
+    "gconfig_get VO_Name": "astro physics",
+    "add_config_line_safe NOTED here; gconfig_get NOTED": "here",
+    "get_work_dir client_group": "/client_group",
+    "get_descript_file client": "description.pbSTCK.cfg",
+    "get_signature client_group | wc -c": "41",
+    "get_prefix nobody || echo no": "no",
+    "echo data | b64uuencode": "begin-base64 644 -\nZGF0YQo=\n====",
+    "glog_setup $1 && glog_write me text 'a word' warn; echo said": "said",
+    "robust_realpath /usr/../etc/./hosts": "/etc/hosts",
+    "run_with_timeout -s KILL 1 sleep 30; echo $?": "137",
+    "run_with_timeout 30 echo in time": "in time",
+    "gwms_from_config VO_Name other; gwms_from_config NOTHING other": "astro physics\nother",
+}
+
+
+def test_the_functions_that_its_scripts_source(site: Site) -> None:
     source = "".join(f'. "$(gconfig_get {name}_SOURCE)"\n' for name in
                      ("GET_ID_SELECTORS", "B64UUENCODE", "LOGGING_UTILS", "GLIDEIN_PATHS"))  # fmt: skip
     begin = 'glidein_config=$1\n. "$(grep -m1 "^ADD_CONFIG_LINE_SOURCE " "$1" | cut -d " " -f 2-)"\n'
-    script = File("call.sh", f"#!/bin/bash\n{begin}{source}echo BEGIN\n{call}\necho END\n", "exec")
-    done = stock(site, script)
+    calls = "".join(f"echo BEGIN {at}\n{call}\necho END {at}\n" for at, call in enumerate(CALLS))
+    done = stock(site, File("call.sh", f"#!/bin/bash\n{begin}{source}{calls}", "exec"))
     assert done.returncode == 0, done.stderr
-    told = done.stdout.partition("BEGIN\n")[2].partition("\nEND\n")[0]
-    assert told.endswith(outcome), told + done.stderr
-    if "glog_write" in call:
-        assert "me warn: a word" in done.stderr
+    for at, (call, outcome) in enumerate(CALLS.items()):
+        told = done.stdout.partition(f"BEGIN {at}\n")[2].partition(f"\nEND {at}\n")[0]
+        assert told.endswith(outcome), (call, told, done.stderr)
+    assert "me warn: a word" in done.stderr
 
 
 def test_what_is_to_run_before_and_after_a_job_is_found(site: Site) -> None:
@@ -162,6 +166,8 @@ def test_nothing_that_runs_may_be_unsigned_there_either(site: Site) -> None:
 #: Stands for HTCondor: what condor_startup.sh made for it is what counts here. With the real one: tests/grid.
 MASTER = b"""#!/bin/bash
 cat "$CONDOR_CONFIG" "${CONDOR_CONFIG%/*}/mapfile"
+set -- $(sed -n 's/^STARTD_CRON_PERIODIC_\\(EXECUTABLE\\|ARGS\\) = //p' "$CONDOR_CONFIG")
+[ $# = 0 ] || { echo FIRST; "$@"; sleep 2; touch "$GLIDEIN_WORK_DIR/changed"; echo SECOND; "$@"; }
 exit 99
 """
 
@@ -178,6 +184,8 @@ def startup(site: Site, tmp_path: Path) -> Iterator[Start]:
         "factory", *STANDARD, note("after.sh", "after_file_list"),
         Staged("untar.cfg", b"condor.tar.gz\tcondor\n", output="UNTAR_CFG_FILE"),
         Staged("condor.tar.gz", packed.getvalue(), "untar", output="CONDOR_DIR"),
+        script("periodic.sh", "regular", output="PERIODIC_SCRIPT"),
+        script("drain.sh", "exec", period=60),
         **last(script("condor_startup.sh", "exec").content.decode()),
     )  # fmt: skip
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-batch",
@@ -186,7 +194,7 @@ def startup(site: Site, tmp_path: Path) -> Iterator[Start]:
     proxy.write_text(certificate + proxy.read_text())
     with tempfile.TemporaryDirectory(prefix="pb", dir="/tmp") as short:  # HTCondor's sockets need a short path
         site.worker = Path(short)
-        yield lambda gridmap: stock(site, gridmap=gridmap, proxy=str(proxy))
+        yield lambda gridmap, *files, **more: stock(site, *files, gridmap=gridmap, proxy=str(proxy), **more)
 
 
 def test_the_pool_is_whom_the_grid_map_file_names(startup: Start) -> None:
@@ -197,6 +205,67 @@ def test_the_pool_is_whom_the_grid_map_file_names(startup: Start) -> None:
     assert "\nALLOW_NEGOTIATOR = collector1@$(UID_DOMAIN)\n" in done.stdout
     assert "\nALLOW_DAEMON =  collector1@$(UID_DOMAIN) frontend@$(UID_DOMAIN) $(GLIDEIN_Self)\n" in done.stdout
     assert "ALLOW_NEGOTIATOR = *" not in done.stdout
+
+
+# --- scripts that are run again ---
+
+
+def said(done: subprocess.CompletedProcess[str], run: str) -> dict[str, str]:
+    """Return the attributes that the periodic scripts' run was to put into the machine ad."""
+    part = done.stdout.partition(f"\n{run}\n")[2].partition("\n-\n")[0]
+    return dict(line.split(" = ", 1) for line in part.splitlines())
+
+
+def test_a_periodic_script_that_fails_takes_the_slot_out_of_use(startup: Start) -> None:
+    """Due ones run, each with its own period and, in the ad, its own prefix; what they say is in no ad."""
+    disk = File("disk.sh", "#!/bin/bash\necho noise\n[[ ! -e $GLIDEIN_WORK_DIR/changed ]]\n", "exec", period=1)
+    rare = File("rare.sh", "#!/bin/bash\necho rarely\n", "exec:s", period=600, prefix="VO_")
+    done = startup(f'"{FACTORY}" collector1\n', disk, rare)
+    assert done.returncode == 0, done.stderr
+    assert "\nSTARTD_CRON_PERIODIC_PERIOD = 1s\n" in done.stdout
+    assert "(GLIDEIN_PS_OK =!= False)" in done.stdout
+    first, second = said(done, "FIRST"), said(done, "SECOND")
+    assert (first["GLIDEIN_PS_OK"], first["GLIDEIN_PS_FAILED_LIST"]) == ("True", '""')
+    assert (first["VO_OK"], first["VO_LAST"]) == ("True", '"rare.sh"')
+    assert (second["GLIDEIN_PS_OK"], second["GLIDEIN_PS_FAILED_LIST"]) == ("False", '"disk.sh"')
+    assert second["GLIDEIN_PS_LAST"] == '"disk.sh"'
+    assert second["VO_OK"] == "True"
+    assert "VO_LAST" not in second, "it was not due"
+    assert "noise" not in "".join(first.values()) + "".join(second.values())
+
+
+@pytest.mark.parametrize(
+    ("period", "prefix", "why"),
+    [(-1, "VO_", "'-1' is not a number of seconds"), (60, 'X"; evil', "is not the beginning of a name")],
+)
+def test_a_period_or_a_prefix_that_is_none_is_refused(site: Site, period: int, prefix: str, why: str) -> None:
+    done = stock(site, File("odd.sh", NOTE, "exec", period=period, prefix=prefix.replace(" ", "")))
+    assert done.returncode == 1
+    assert why in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("feature", "left", "outcome"),
+    [
+        ("MACHINEFEATURES/shutdowntime", 5000, "runs"),
+        ("MACHINEFEATURES/shutdowntime", 500, "this node is taken away in"),
+        ("JOBFEATURES/shutdowntime_job", 500, "this node is taken away in"),
+        ("MACHINEFEATURES/shutdowntime", "soon", "runs"),
+        ("MACHINEFEATURES/other", 500, "runs"),
+    ],
+)
+def test_a_node_that_is_taken_away_takes_no_pilot(
+    startup: Start, tmp_path: Path, feature: str, left: int | str, outcome: str
+) -> None:
+    variable, name = feature.split("/")
+    (tmp_path / name).write_text(str(int(time.time()) + left if isinstance(left, int) else left))
+    done = startup(f'"{FACTORY}" collector1\n', environment={variable: str(tmp_path)})
+    if outcome == "runs":
+        assert done.returncode == 0, done.stderr
+        assert "GLIDEIN_PS_OK = True" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert outcome in done.stderr
 
 
 @pytest.mark.parametrize("kinds", [(), ("idtoken",), ("idtoken", "scitoken")])

@@ -30,6 +30,7 @@ LAYERS = (
     ("ca", "logs", "mapping", "relay"),
     ("glexec", "glidein"),
     ("factory", "frontend", "trace"),
+    ("why",),
 )
 
 

@@ -30,6 +30,7 @@ from pilotbed.protocol.ads import (
     Request,
     Sealed,
     answer_ad,
+    group_ad,
     resource_ad,
 )
 from pilotbed.protocol.crypto import FactoryKey, SessionKey
@@ -107,8 +108,14 @@ def ads(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, dict[str, Value]
         Kind.CREDENTIALS: credentials.to_ad(),
         Kind.REQUEST: request.to_ad(),
         Kind.ANSWER: answer_ad(FACTORY, "alpha", request, decision.monitor()),
-        Kind.RESOURCE: resource_ad(Offer.from_ad(offer.to_ad()), CLIENT, {"JobsIdle": 4, "Why": "asked"}),
-    }
+        Kind.RESOURCE: resource_ad(
+            Offer.from_ad(offer.to_ad()), CLIENT, {"JobsIdle": 4, "Why": "asked"}, decision.monitor()
+        ),
+        Kind.GROUP: group_ad(CLIENT, {
+            "Jobs": "true", "Match": "true", "Schedds": "submit", "ScheddsClosed": "", "Stopped": "", "Entries": 1,
+            "Turn": 5,
+        }),
+    }  # fmt: skip
 
 
 #: How each kind is read by ours; None: by nobody.
@@ -119,6 +126,7 @@ READERS: dict[Kind, Callable[[Ad], Any] | None] = {
     Kind.REQUEST: lambda ad: check_request(ad, RULES, {CREDENTIAL}, {}),
     Kind.ANSWER: None,
     Kind.RESOURCE: None,
+    Kind.GROUP: None,
 }
 
 

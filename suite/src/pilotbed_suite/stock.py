@@ -60,6 +60,7 @@ class File:
         period: seconds between two runs of an ``exec``; 0: once.
         condition: TRUE, or the variable that must be 1.
         output: FALSE, or the variable that receives the path.
+        prefix: what the attributes of a periodic one begin with.
     """
 
     name: str
@@ -69,6 +70,7 @@ class File:
     period: int = 0
     condition: str = "TRUE"
     output: str = "FALSE"
+    prefix: str = "GLIDEIN_PS_"
 
     @property
     def real(self) -> str:
@@ -80,7 +82,7 @@ class File:
 
     def line(self) -> str:
         """Return its line of a list."""
-        columns = self.name, self.real, self.type, str(self.period), "GLIDEIN_PS_", self.condition, self.output
+        columns = self.name, self.real, self.type, str(self.period), self.prefix, self.condition, self.output
         return " \t".join(columns)
 
 

@@ -27,6 +27,7 @@ from .config import PARAMETERS, Config, Entry
 from .credentials import Store
 from .decisions import Decision, Patience, Pilot, grouped, manage, tend
 from .downtime import Downtime
+from .failures import Failures
 from .renewals import Renewals
 from .states import State
 from .submission import Submission
@@ -36,6 +37,8 @@ _log = logging.getLogger("pilotbed.factory")
 
 #: Most pilots in one cluster.
 CLUSTER = 10
+#: Seconds between two looks at the output of pilots that have ended.
+LOOK = 15
 
 
 class Factory(Daemon):
@@ -55,6 +58,9 @@ class Factory(Daemon):
         self.renewals = Renewals(config.certificates)
         #: Of the pilots' HTCondor: this host's, or one that only its tarball knows (glideinWMS then says "default").
         self.condor = version() if config.stage.condor == "host" else "default"
+        self.failures = Failures(config.directory / "log")
+        #: When outputs of pilots are looked at again.
+        self.look_at = 0.0
         #: The entries in downtime, as their ads say.
         self.down: set[str] = set()
 
@@ -324,9 +330,10 @@ class Factory(Daemon):
             self.collector.advertise(offers, Kind.OFFER.update)
             self.down = down
         answers = [
-            answer_ad(config.name, decision.trusted.request.entry_short, decision.trusted.request, decision.monitor())
+            answer_ad(config.name, decision.trusted.request.entry_short, decision.trusted.request,
+                      decision.monitor() | self.failures.monitor(decision.trusted.request.entry_short))
             for decision in decisions
-        ]
+        ]  # fmt: skip
         self.collector.advertise(answers, Kind.ANSWER.update)
 
     def withdraw(self) -> None:
@@ -388,6 +395,11 @@ class Factory(Daemon):
             with self.apart(f"decision {decision.trusted.request.name}"):
                 acted.append(self.carry_out(schedd, decision, stage))
         self.look_after(schedd, at)
+        if now >= self.look_at:
+            self.look_at = now + LOOK
+            for name in self.entries:
+                with self.apart(f"outputs of entry {name}"):
+                    self.failures.look(name, now)
         with self.apart("downtimes"):
             self.clear(schedd, pilots, downtimes)
         with self.apart("renewals"):

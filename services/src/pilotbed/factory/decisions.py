@@ -150,10 +150,18 @@ class Decision:
     submit: int = 0
     remove: tuple[str, ...] = ()
     why: str = ""
+    #: Since when (seconds, Unix) the oldest of those that wait at the computing element does, how many the computing
+    #: element has not taken yet, and why one is held.
+    waits_since: int = 0
+    unsubmitted: int = 0
+    hold_reason: str = ""
 
     def monitor(self) -> dict[str, Value]:
         """Return the GlideinMonitor attributes of the answer."""
         return {
+            "StatusUnsubmitted": self.unsubmitted,
+            "StatusIdleSince": self.waits_since,
+            "HoldReason": self.hold_reason,
             "StatusIdle": self.idle,
             "StatusRunning": self.running,
             "StatusHeld": self.held,
@@ -202,10 +210,14 @@ def _decide(trusted: Trusted, entry: Entry, mine: Sequence[Pilot], tally: Tally,
     request = trusted.request
     idle = sum(pilot.state.idle for pilot in mine)
     running = sum(pilot.state is State.RUNNING for pilot in mine)
-    held = sum(pilot.state is State.HELD for pilot in mine)
+    stuck = [pilot for pilot in mine if pilot.state is State.HELD]
+    held = len(stuck)
+    waiting = [pilot.since for pilot in mine if pilot.state.idle and pilot.state is not State.UNSUBMITTED]
+    unsubmitted = sum(pilot.state is State.UNSUBMITTED for pilot in mine)
 
     def decision(submit: int = 0, remove: tuple[str, ...] = (), why: str = "") -> Decision:
-        return Decision(trusted, idle, running, held, submit, remove, why)
+        return Decision(trusted, idle, running, held, submit, remove, why, int(min(waiting, default=0)), unsubmitted,
+                        stuck[-1].hold_reason if stuck else "")  # fmt: skip
 
     add = request.idle - idle
     short_of = "idle"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import sys
 import time
@@ -15,7 +16,18 @@ from pilotbed.daemon import Daemon, NotReady, run
 from pilotbed.pool import AbsurdValue, Collector, Expression, Identity, PoolError, Schedd, any_of, equals, open_door
 from pilotbed.pool.values import Value, number
 from pilotbed.protocol import ProtocolError
-from pilotbed.protocol.ads import ClientStage, Credentials, GlobalOffer, Kind, Offer, Request, Sealed, resource_ad
+from pilotbed.protocol.ads import (
+    ClientStage,
+    Credentials,
+    GlobalOffer,
+    Kind,
+    Offer,
+    Request,
+    Sealed,
+    answered,
+    group_ad,
+    resource_ad,
+)
 from pilotbed.protocol.crypto import SessionKey
 from pilotbed.protocol.manifest import parse_manifest
 from pilotbed.proxy import Proxy, ProxyError
@@ -52,6 +64,11 @@ class Frontend(Daemon):
         self.left_out: list[LeftOut] = []
         self.asked: set[str] = set()
         self.proxy: Proxy | None = None
+        #: What the factory has said of each entry, by its full name; why a schedd's idle jobs do not count; and what
+        #: stops all.
+        self.answers: dict[str, dict[str, Value]] = {}
+        self.closed: dict[str, str] = {}
+        self.stopped_why = ""
 
     # -- reading
 
@@ -67,13 +84,14 @@ class Frontend(Daemon):
         attributes = [*Job.ATTRIBUTES, *(name for name in wanted if name not in Job.ATTRIBUTES)]
         constraint = f"({self.config.which_jobs}) && {Job.STATES}"
         found, missing = [], []
-        self.left_out = []
+        self.left_out, self.closed = [], {}
         for one in self.config.schedds:
             try:
                 full = self.full(one)
                 ads = Schedd(one.name, self.config.pool).query(constraint, attributes)
             except PoolError as error:
                 missing.append(error)
+                self.closed[one.name] = str(error)
                 self.say(f"schedd {one.name}", "schedd-missing", schedd=one.name, why=error)
                 continue
             for ad in ads:
@@ -82,6 +100,7 @@ class Frontend(Daemon):
                     if job is not None and not (full and job.idle):
                         found.append(job)
             if full:
+                self.closed[one.name] = full
                 self.say(f"schedd {one.name}", "schedd-full", schedd=one.name, why=full)
         if missing and len(missing) == len(self.config.schedds):
             raise missing[0]
@@ -131,10 +150,12 @@ class Frontend(Daemon):
 
     def offers(self) -> tuple[list[Offer], dict[str, GlobalOffer]]:
         """Return entries and factory keys, from the trusted factory only."""
-        offer, key = Kind.OFFER.my_type, Kind.GLOBAL_OFFER.my_type
+        offer, key, answer = Kind.OFFER.my_type, Kind.GLOBAL_OFFER.my_type, Kind.ANSWER.my_type
         entries = f"({equals(GlideinMyType=offer)}) && ({self.config.which_entries})"
-        ads = self.wms.query(f"({entries}) || ({any_of('GlideinMyType', [key])})")
+        answers = equals(GlideinMyType=answer, ReqClientName=str(self.config.client))
+        ads = self.wms.query(f"({entries}) || ({any_of('GlideinMyType', [key])}) || ({answers})")
         offers, keys = [], {}
+        self.answers = {}
         for ad in ads:
             name = f"{ad.get('GlideinMyType')} {ad.get('Name')}"
             if ad.get("AuthenticatedIdentity") != self.config.factory_identity:
@@ -147,6 +168,9 @@ class Frontend(Daemon):
                         found = GlobalOffer.from_ad(ad)
                         self.session(found)
                         keys[str(found.name)] = found
+                    elif ad.get("GlideinMyType") == answer:
+                        entry, said = answered(ad)
+                        self.answers[entry] = said
                     else:
                         one, notes = Offer.from_ad(ad), list[str]()
                         Size.of_pilots(one.attributes, None, notes)
@@ -250,13 +274,24 @@ class Frontend(Daemon):
         )
 
     def tell_users(self, decisions: Sequence[Decision]) -> None:
-        """Publish what was decided in the users' pool: useful, but nothing hangs on it."""
+        """Publish what was decided in the users' pool, for pilotbed-why: useful, but nothing hangs on it."""
+        config = self.config
         ads = [
-            resource_ad(decision.offer, self.config.client, dict(decision.counts) | {"Why": decision.why})
+            resource_ad(decision.offer, config.client, dict(decision.counts) | {"Why": decision.why},
+                        self.answers.get(decision.offer.full_name))
             for decision in decisions
-        ]
+        ]  # fmt: skip
+        group = group_ad(config.client, {
+            "Jobs": config.which_jobs,
+            "Match": config.match,
+            "Schedds": ",".join(one.name for one in config.schedds),
+            "ScheddsClosed": "; ".join(f"{name}: {why}" for name, why in self.closed.items()),
+            "Stopped": self.stopped_why,
+            "Entries": len(decisions),
+            "Turn": math.ceil(config.loop_delay),
+        })  # fmt: skip
         try:
-            self.pool.advertise(ads, Kind.RESOURCE.update)
+            self.pool.advertise([*ads, group], Kind.RESOURCE.update)
         except PoolError as error:
             self.say("resource", "glideresource-failed", why=error)
 
@@ -265,9 +300,8 @@ class Frontend(Daemon):
         mine = equals(ClientName=str(self.config.client))
         for kind in (Kind.REQUEST, Kind.CREDENTIALS):
             self.wms.invalidate(kind.my_type, mine, kind.invalidate)
-        self.pool.invalidate(
-            Kind.RESOURCE.my_type, equals(GlideClientName=str(self.config.client)), Kind.RESOURCE.invalidate
-        )
+        for kind in (Kind.RESOURCE, Kind.GROUP):
+            self.pool.invalidate(kind.my_type, equals(GlideClientName=str(self.config.client)), kind.invalidate)
 
     def status(self, now: float) -> dict[str, Any]:
         """Return entries and the pilots' proxy."""
@@ -292,7 +326,8 @@ class Frontend(Daemon):
         now = time.time()
         classes = classify(jobs, now, config.pressure.old_idle)
         places = whereabouts(jobs, slots, offers)
-        view = View(classes, offers, slots, places, self.history, self.stopped() or unusable, blind)
+        self.stopped_why = self.stopped() or unusable
+        view = View(classes, offers, slots, places, self.history, self.stopped_why, blind)
         decisions, left_out = decide(view, config.pressure, self.match, self.apart)
         self.left_out = merged([*left_out, *self.left_out])
         for one in self.left_out[:NAMED]:

@@ -29,6 +29,7 @@ Attributes that pilots understand: docs/glidein.md. Any area (top level, an entr
     source = "/etc/pilotbed/check_software.sh"
     type = "exec"                   # optional: regular (default), nocache, exec, untar, wrapper, config:c
     list = "file_list"              # optional: file_list (default), after_file_list, preentry_file_list ...
+    period = 300                    # optional: a script is run again after so many seconds, again and again; 0: once
     condition = "TRUE"              # optional: TRUE (default), or a variable of the pilot that must be 1
     output = "FALSE"                # optional: a variable that receives the file's path
     directory = ""                  # untar: directory it is unpacked to
@@ -117,6 +118,7 @@ class Staged:
         list: one of ``LISTS``.
         condition: ``TRUE``, or the pilot's variable that must be 1 for the file to be fetched.
         output: ``FALSE``, or the pilot's variable that receives the path.
+        period: seconds after which a script is run again, again and again; 0 for once.
     """
 
     name: str
@@ -125,11 +127,12 @@ class Staged:
     list: str = "file_list"
     condition: str = "TRUE"
     output: str = "FALSE"
+    period: int = 0
 
     def line(self) -> str:
         """Return the file's line: target, real name, type, period (0: once), prefix, condition, output."""
         return "\t".join([
-            self.name, stamped(self.name, self.content), self.type, "0", "GLIDEIN_PS_", self.condition,
+            self.name, stamped(self.name, self.content), self.type, str(self.period), "GLIDEIN_PS_", self.condition,
             self.output,
         ])  # fmt: skip
 
@@ -303,6 +306,8 @@ def check_staged(file: Staged) -> None:
         ("name", file.name, _NAME.fullmatch(file.name)),
         ("type", file.type, file.type in TYPES),
         ("list", file.list, file.list in LISTS),
+        ("period", file.period, type(file.period) is int and 0 <= file.period < 10**7
+         and (not file.period or file.type == "exec")),
         ("condition", file.condition, _VARIABLE.fullmatch(file.condition)),
         ("output", file.output, _VARIABLE.fullmatch(file.output)),
     ):
@@ -407,6 +412,7 @@ def factory_main(
         *function_files(),
         *attribute_files(attributes, known),
         script("validate_node.sh", "exec"),
+        script("drain.sh", "exec", period=60),
         script("check_proxy.sh", "exec"),
     ]
     standard = (SCRIPTS / "condor_vars.lst").read_bytes()
@@ -416,6 +422,7 @@ def factory_main(
     ]
     files += [
         script("glexec_setup.sh", "exec", list="after_file_list"),
+        script("periodic.sh", "regular", list="after_file_list", output="PERIODIC_SCRIPT"),
         script("job_wrapper.sh", "wrapper", list="after_file_list", condition="GLEXEC_JOB_WRAPPER"),
     ]
     if condor != "none":
@@ -441,7 +448,7 @@ def extra_files(table: Mapping[str, Any], where: str) -> list[Staged]:
     directories = []
     for file in table.get("files", []):
         check_keys(f"{where}.files", file, {"name", "source"},
-                   {"type", "list", "condition", "output", "directory"})  # fmt: skip
+                   {"type", "list", "period", "condition", "output", "directory"})  # fmt: skip
         fields = {key: value for key, value in file.items() if key not in ("source", "directory")}
         staged = Staged(content=read(Path(file["source"]), f"{where}.files"), **fields)
         if staged.type == "untar":

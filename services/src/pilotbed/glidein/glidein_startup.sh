@@ -415,7 +415,8 @@ detail() {
 
 # take AREA TARGET REAL TYPE PERIOD PREFIX CONDITION OUTPUT: one line of a list
 take() {
-    local id=$1 target=$2 real=$3 type=$4 period=$5 condition=$7 output=$8 file directory
+    local id=$1 target=$2 real=$3 type=$4 period=$5 prefix=$6 condition=$7 output=$8 file directory
+    type=${type/#exec:*/exec} # exec:s: in a container, where the job is in one
     file=${area_dir[$id]}/$target
     [[ $target =~ $safe_name && $target != *.part ]] || refuse "$target" "${area_url[$id]}" "not a file name"
     if [[ $condition != TRUE && $(gconfig_get "$condition") != 1 ]]; then return; fi
@@ -439,8 +440,13 @@ take() {
     esac
     case $type in
     exec)
-        [[ $period == 0 ]] || warn "$target ($id): periodic scripts are run once by this pilot"
         must_run "$id" "$file"
+        if [[ $period != 0 ]]; then
+            [[ $period =~ ^[1-9][0-9]{0,6}$ ]] || fail "$target ($id): '$period' is not a number of seconds"
+            [[ $prefix =~ ^[A-Za-z][A-Za-z0-9_]*$ ]] || fail "$target ($id): '$prefix' is not the beginning of a name"
+            [[ $prefix != NOPREFIX ]] || prefix=GLIDEIN_PS_
+            printf '%s %s %s %s\n' "$period" "$prefix" "$id" "$file" >>"$work_dir/periodic.lst"
+        fi
         ;;
     untar)
         directory=$(gconfig_get "$target" "$(gconfig_get "${area_prefix[$id]}UNTAR_CFG_FILE")")
@@ -579,6 +585,7 @@ GLIDEIN_LOCAL_DIR $work_dir
 TMP_DIR $work_dir/tmp
 GLIDEIN_LOCAL_TMP_DIR $work_dir/tmp
 WRAPPER_LIST $work_dir/wrapper_list.lst
+PERIODIC_LIST $work_dir/periodic.lst
 CONDOR_CONFIG_DIR $work_dir/condor_config.d
 DEBUG_MODE ${option[v]:-std}
 PROXY_URL ${option[proxy]:-None}

@@ -4,7 +4,7 @@
 everything above can be tested where they are missing.
 """
 
-from .door import Collector, Identity, PoolError, Schedd, open_door, version
+from .door import Collector, Identity, PoolError, Schedd, open_door, pool_address, version
 from .expression import Expression
 from .text import any_of, equals, quote
 from .values import AbsurdValue, Ad, Expr, Value
@@ -22,6 +22,7 @@ __all__ = [
     "any_of",
     "equals",
     "open_door",
+    "pool_address",
     "quote",
     "version",
 ]

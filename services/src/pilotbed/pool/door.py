@@ -171,6 +171,13 @@ class Collector:
             raise PoolError(f"collector {self.address} did not take {command}: {error}") from error
 
 
+def pool_address() -> str:
+    """Return the collector of this host's pool, as it is configured."""
+    import htcondor2
+
+    return str(htcondor2.param["COLLECTOR_HOST"])
+
+
 class Schedd:
     """A schedd: the local one, or ``name`` as its pool's collector knows it.
 
@@ -205,6 +212,18 @@ class Schedd:
         except _faults() as error:
             raise PoolError(f"schedd {self.name} does not answer a query: {error}") from error
         return [plain(ad, attributes) for ad in ads]
+
+    def history(self, constraint: str, most: int) -> list[dict[str, Value]]:
+        """Return the latest jobs that satisfy ``constraint`` of those that have left the queue, ``most`` at most.
+
+        Raises:
+            PoolError: the schedd does not answer, or refuses.
+        """
+        try:
+            ads = _ask(lambda: list(self._schedd.history(constraint, [], most)))
+        except _faults() as error:
+            raise PoolError(f"schedd {self.name} does not tell of its history: {error}") from error
+        return [plain(ad) for ad in ads]
 
     def submit(self, description: str, count: int) -> int:
         """Submit ``count`` jobs of a submit description as one cluster and return its number.

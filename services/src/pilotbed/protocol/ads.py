@@ -50,6 +50,7 @@ class Kind(Enum):
     REQUEST = ("glideclient", "UPDATE_MASTER_AD", "INVALIDATE_MASTER_ADS")
     ANSWER = ("glidefactoryclient", "UPDATE_LICENSE_AD", "INVALIDATE_LICENSE_ADS")
     RESOURCE = ("glideresource", "UPDATE_AD_GENERIC", "INVALIDATE_ADS_GENERIC")
+    GROUP = ("glidegroup", "UPDATE_AD_GENERIC", "INVALIDATE_ADS_GENERIC")
 
     def __init__(self, my_type: str, update: str, invalidate: str) -> None:
         self.my_type = my_type
@@ -521,18 +522,43 @@ def answer_ad(factory: FactoryName, entry: str, request: Request, monitor: Mappi
     )
 
 
-def resource_ad(offer: Offer, client: Client, monitor: Mapping[str, Value]) -> dict[str, Value]:
-    """Return glideresource: for users, what the frontend decided about the entry of ``offer`` and why."""
+def answered(ad: Ad) -> tuple[str, dict[str, Value]]:
+    """Return of a glidefactoryclient ad the entry's full name and what the factory says of it.
+
+    Raises:
+        ProtocolError: it does not say which entry it is about.
+    """
+    return _text(ad, "ReqGlidein"), _with_prefix(ad, _MONITOR)
+
+
+def _for_users(kind: Kind, name: str, client: Client) -> dict[str, Value]:
+    return kind.head(name) | {
+        "GlideClientName": str(client),
+        "GlideFrontendName": client.frontend,
+        "GlideGroupName": client.group,
+    }
+
+
+def group_ad(client: Client, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return glidegroup: for users, which jobs a frontend group looks at, how, and what stops it.
+
+    glideinWMS has no such ad; it is in the users' pool only.
+    """
+    return _for_users(Kind.GROUP, str(client), client) | _prefixed(values, "GlideClient")
+
+
+def resource_ad(
+    offer: Offer, client: Client, monitor: Mapping[str, Value], answer: Mapping[str, Value] | None = None
+) -> dict[str, Value]:
+    """Return glideresource: for users, what the frontend decided about the entry of ``offer`` and why.
+
+    ``answer`` is what the factory has made of it.
+    """
     shown = {name: value for name, value in offer.attributes.items() if name.startswith("GLIDEIN_")}
     return (
-        Kind.RESOURCE.head(f"{offer.full_name}@{client}")
-        | {
-            "GlideFactoryName": offer.full_name,
-            "GlideClientName": str(client),
-            "GlideFrontendName": client.frontend,
-            "GlideGroupName": client.group,
-            "GLIDEIN_In_Downtime": str(offer.in_downtime),
-        }
+        _for_users(Kind.RESOURCE, f"{offer.full_name}@{client}", client)
+        | {"GlideFactoryName": offer.full_name, "GLIDEIN_In_Downtime": str(offer.in_downtime)}
         | shown
         | _prefixed(monitor, "GlideClientMonitor")
+        | _prefixed(answer or {}, "GlideFactoryMonitor")
     )

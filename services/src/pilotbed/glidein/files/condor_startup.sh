@@ -17,7 +17,7 @@ unset -f command_not_found_handle # the stage's scripts', not HTCondor's
 shopt -u patsub_replacement 2>/dev/null # bash 5.2: an & in a replacement is not what was found
 declare -A seconds=()
 for pair in GLIDEIN_Max_Walltime=0 GLIDEIN_Job_Max_Time=129600 GLIDEIN_Min_Retire=600 GLIDEIN_Retire_Time=21600 \
-    GLIDEIN_Graceful_Shutdown=120 UPDATE_INTERVAL=30 GLIDEIN_CPUS=1 X509_EXPIRE=0; do
+    GLIDEIN_Graceful_Shutdown=120 UPDATE_INTERVAL=30 GLIDEIN_CPUS=1 X509_EXPIRE=0 GLIDEIN_Node_Ends=0; do
     value=$(gconfig_get "${pair%=*}")
     seconds[${pair%=*}]=${value:-${pair#*=}}
     [[ ${seconds[${pair%=*}]} =~ ^[0-9]+$ ]] || script_error Config "${pair%=*}: '$value' is not a number"
@@ -32,8 +32,12 @@ lifetimes() {
         die=$((seconds[GLIDEIN_Retire_Time] + seconds[GLIDEIN_Job_Max_Time]))
     fi
     if [[ $left -lt $die && $(gconfig_get GLIDEIN_Ignore_X509_Duration) != True ]]; then die=$left; fi
+    if [[ ${seconds[GLIDEIN_Node_Ends]} -gt 0 ]]; then
+        left=$((seconds[GLIDEIN_Node_Ends] - $1 - seconds[GLIDEIN_Graceful_Shutdown]))
+        die=$((left < die ? left : die))
+    fi
     [[ $die -ge ${seconds[GLIDEIN_Min_Retire]} ]] || script_error WN_Resource \
-        "only $die s to live here, jobs need ${seconds[GLIDEIN_Min_Retire]} (GLIDEIN_Max_Walltime, the proxy's end)"
+        "only $die s to live here, jobs need ${seconds[GLIDEIN_Min_Retire]} (GLIDEIN_Max_Walltime, the proxy's end, the node's)"
     retire=$((die - seconds[GLIDEIN_Job_Max_Time]))
     if [[ $retire -lt ${seconds[GLIDEIN_Min_Retire]} ]]; then retire=${seconds[GLIDEIN_Min_Retire]}; fi
     # Pilots that were started together shall not end together.
@@ -247,7 +251,7 @@ MachineMaxVacateTime = 8
 KILLING_TIMEOUT = 6
 
 START = (\$(GLIDEIN_Start)) && (\$(GLIDEIN_Entry_Start)) && (\$(GLIDECLIENT_Start)) && (\$(GLIDECLIENT_Group_Start)) \\
-    && (time() < GLIDEIN_ToRetire) && (\$(GLIDEIN_Glexec_Start))
+    && (time() < GLIDEIN_ToRetire) && (GLIDEIN_PS_OK =!= False) && (\$(GLIDEIN_Glexec_Start))
 GLIDEIN_DIES = (time() > GLIDEIN_ToDie)
 GLIDEIN_IDLES = (Activity =?= "Idle" && (State =?= "Unclaimed" || PartitionableSlot =?= True) \\
     && DynamicSlot =!= True && (NumDynamicSlots ?: 0) == 0$others)
@@ -277,6 +281,17 @@ GLIDEIN_Glexec_Start = TARGET.x509userproxysubject =!= undefined && TARGET.JobUn
 C
     else
         printf 'GLIDEIN_Glexec_Start = True\n'
+    fi
+    if [[ -s $(gconfig_get PERIODIC_LIST) ]]; then
+        shortest=$(sort -n "$(gconfig_get PERIODIC_LIST)" | sed 's/ .*//;q')
+        cat <<C
+STARTD_CRON_JOBLIST = PERIODIC
+STARTD_CRON_PERIODIC_EXECUTABLE = $(gconfig_get PERIODIC_SCRIPT)
+STARTD_CRON_PERIODIC_ARGS = $glidein_config $(gconfig_get PERIODIC_LIST)
+STARTD_CRON_PERIODIC_MODE = Periodic
+STARTD_CRON_PERIODIC_PERIOD = ${shortest}s
+STARTD_CRON_PERIODIC_PREFIX =
+C
     fi
     [[ -z $wrapper ]] || printf 'USER_JOB_WRAPPER = %s\n' "$wrapper"
     traversal=$(gconfig_get GLIDEIN_Traversal)

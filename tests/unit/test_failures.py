@@ -1,0 +1,100 @@
+"""What pilots say of their failure in their output, and how much of it counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pilotbed.factory.failures import LOOKED_AT, MOST, RECENT, Failures, read
+
+NOW = 1_800_000_000.0
+SUMMARY = """=== Glidein ending ===
+<OSGTestResult>
+  <result>
+    <status>{status}</status>
+    <metric name="TestID">validate_node.sh</metric>
+    <metric name="failure" ts="2026" uri="local">WN_Resource</metric>
+  </result>
+  <detail>
+     {why}
+  </detail>
+</OSGTestResult>
+"""
+
+
+def output(
+    root: Path, job: str, when: float, status: str = "ERROR", why: str = "3 MB are free", before: str = ""
+) -> Path:
+    path = root / "entry_alpha" / f"vo_vo.main.{job}.out"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(before + SUMMARY.format(status=status, why=why))
+    os.utime(path, (when, when))
+    return path
+
+
+def test_failures_are_counted_and_the_last_is_told(tmp_path: Path) -> None:
+    failures = Failures(tmp_path)
+    failures.look("alpha", NOW)
+    assert failures.monitor("alpha") == {"Failed": 0}
+    output(tmp_path, "1.0", NOW - 100)
+    output(tmp_path, "2.0", NOW - 50, status="OK")
+    output(tmp_path, "3.0", NOW - 70, why="/opt/software &lt;is&gt;\n   missing")
+    failures.look("alpha", NOW)
+    assert failures.monitor("alpha") == {
+        "Failed": 2, "FailedLast": NOW - 70, "FailedWhy": "validate_node.sh: /opt/software <is> missing"
+    }  # fmt: skip
+    # Those are known; what is written on is read again, and is one all the same.
+    output(tmp_path, "3.0", NOW + 5, why="more")
+    failures.look("alpha", NOW + 10)
+    assert failures.monitor("alpha")["FailedWhy"] == "validate_node.sh: more"
+    assert failures.monitor("alpha")["Failed"] == 2
+    assert failures.monitor("beta") == {"Failed": 0}
+
+
+def test_an_hour_later_they_count_no_more(tmp_path: Path) -> None:
+    failures = Failures(tmp_path)
+    output(tmp_path, "1.0", NOW)
+    failures.look("alpha", NOW + RECENT - 1)
+    assert failures.monitor("alpha")["Failed"] == 1
+    failures.look("alpha", NOW + RECENT + 1)
+    assert failures.monitor("alpha") == {"Failed": 0}
+    fresh = Failures(tmp_path)
+    fresh.look("alpha", NOW + RECENT + 1)
+    assert fresh.monitor("alpha") == {"Failed": 0}
+
+
+def test_so_many_are_remembered(tmp_path: Path) -> None:
+    failures = Failures(tmp_path)
+    for number in range(MOST + 5):
+        output(tmp_path, f"{number}.0", NOW + number / 1000)
+    failures.look("alpha", NOW + 60)
+    assert failures.monitor("alpha")["Failed"] == MOST
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<status>ERROR</status>", "?: it does not say why"),
+        ("<status>ERROR</status><detail>" + "x" * 900 + "</detail>", "?: " + "x" * 300),
+        ("<status>ERROR</status>" + "<detail>" * 5000, "?: it does not say why"),
+        ('<status>ERROR</status><metric name="TestID">\x1b[31mevil</metric>', "?[31mevil: it does not say why"),
+        ("\udcff<status>ERROR</status>", "?: it does not say why"),
+    ],
+)
+def test_what_a_pilot_says_is_one_short_line(tmp_path: Path, text: str, why: str) -> None:
+    """Its account writes the file, and a payload without glexec is that account."""
+    path = output(tmp_path, "1.0", NOW)
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    failure = read(path, NOW)
+    assert failure
+    assert f"{failure.test}: {failure.why}" == why
+    assert (failure.test + failure.why).isprintable()
+
+
+def test_only_the_end_of_a_long_output_is_read(tmp_path: Path) -> None:
+    failure = read(output(tmp_path, "1.0", NOW, before="x" * 3 * LOOKED_AT), NOW)
+    assert failure is not None
+    early = output(tmp_path, "2.0", NOW)
+    early.write_text(early.read_text() + "x" * LOOKED_AT)
+    assert read(early, NOW) is None
