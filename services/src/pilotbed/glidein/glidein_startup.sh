@@ -658,7 +658,7 @@ main() {
     configure
     take_proxy
     take_tokens
-    say "pilot of ${option[clientname]-nobody} for entry ${option[entry]} on $(uname -n) as $(id -un) in $work_dir"
+    say "pilot $(gconfig_get GLIDEIN_Pilot_Name) of ${option[clientname]-nobody} for entry ${option[entry]} on $(uname -n) as $(id -un) in $work_dir"
     for id in main entry client client_group; do
         [[ -n ${area_url[$id]-} ]] && open_area "$id"
     done
