@@ -74,6 +74,35 @@ def left_out(*classes: JobClass, offers: tuple[Offer, ...] = (ALPHA,), have: lis
     return decide(View(classes, offers, have or []), NOW, by_site)[1]
 
 
+# -- a stage area that nobody has tried
+
+
+def test_a_new_stage_area_is_tried_by_a_few_pilots() -> None:
+    """A script that no worker passes costs so many, not every pilot of every entry."""
+    offers = [entry(f"e{at}") for at in range(4)]
+    busy = slots(0, 3, "e2")
+    view = View([jobs(100)], offers, busy, untried=True)
+    few = {one.offer.entry: one for one in decide(view, replace(NOW, canaries=6), by_site)[0]}
+    assert {name: one.idle for name, one in few.items()} == {"e0": 2, "e1": 1, "e2": 2, "e3": 1}
+    assert few["e0"].why == "jobs without a slot: 25; the stage area is new: 2 of 25 try it first"
+    assert (few["e0"].maximum, few["e2"].maximum) == (2, 3 + 2)
+    assert few["e0"].counts["GlideinsRequestIdle"] == 2
+    whole = {one.offer.entry: one for one in decide(replace(view, untried=False), NOW, by_site)[0]}
+    assert [one.idle for one in whole.values()] == [25] * 4
+
+
+def test_fewer_canaries_than_entries_go_where_pilots_do_well() -> None:
+    offers = [entry(f"e{at}") for at in range(4)]
+    view = View([jobs(100)], offers, slots(0, 3, "e2"), untried=True)
+    found = decide(view, replace(NOW, canaries=1), by_site)[0]
+    assert [one.idle for one in found] == [0, 0, 1, 0]
+
+
+def test_who_asks_for_no_more_than_the_canaries_is_not_held_back() -> None:
+    view = View([jobs(2)], [ALPHA, BETA], [], untried=True)
+    assert decide(view, NOW, by_site) == decide(replace(view, untried=False), NOW, by_site)
+
+
 # -- which entry
 
 

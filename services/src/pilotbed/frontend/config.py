@@ -43,6 +43,8 @@ class Pressure:
         remember_size: turns for which a pilot's size counts as that of its entry's pilots after none is seen any more;
             then a job that is larger may try one again.
         idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
+        canaries: most pilots that are asked for with a stage area (scripts, attributes) of which no pilot has come into
+            the pool yet; what is wrong with it costs so many, not every pilot everywhere. Ours; glideinWMS has none.
         cores_by_share: whether an entry's jobs count with the cores of its share of them. glideinWMS takes the mean of
             all jobs that match, be it by one entry or by all: those of many cores that may run anywhere weigh too much.
     """
@@ -67,10 +69,13 @@ class Pressure:
     remember_size: int = 60
     idle_lifetime: int = 3600
     cores_by_share: bool = False
+    canaries: int = 10
 
     def __post_init__(self) -> None:
         if self.attenuation < 1:
             raise ValueError("attenuation must be at least 1")
+        if self.canaries < 1:
+            raise ValueError(f"canaries is {self.canaries}: without one no stage area would ever be tried")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ class Frontend(Daemon):
         #: stops all.
         self.answers: dict[str, dict[str, Value]] = {}
         self.closed: dict[str, str] = {}
+        #: The stage area with which a pilot has come into the pool.
+        self.tried: tuple[str, str] | None = None
         self.stopped_why = ""
 
     # -- reading
@@ -327,7 +329,10 @@ class Frontend(Daemon):
         classes = classify(jobs, now, config.pressure.old_idle)
         places = whereabouts(jobs, slots, offers)
         self.stopped_why = self.stopped() or unusable
-        view = View(classes, offers, slots, places, self.history, self.stopped_why, blind)
+        signed = stage.main.sign, stage.group.sign
+        if any(slot.stage == signed for slot in slots):
+            self.tried = signed
+        view = View(classes, offers, slots, places, self.history, self.stopped_why, blind, signed != self.tried)
         decisions, left_out = decide(view, config.pressure, self.match, self.apart)
         self.left_out = merged([*left_out, *self.left_out])
         for one in self.left_out[:NAMED]:

@@ -213,11 +213,14 @@ class Slot:
     #: The shell of a partitionable slot that holds dynamic ones: it is not a place for a job of its own.
     shell: bool
     size: Size = Size(0)
+    #: Digests that the pilot was given of the frontend's stage area, its own and its group's.
+    stage: tuple[str, str] = ("", "")
 
     #: What has to be asked of the collector.
     ATTRIBUTES = (
         "Name", "State", "Activity", "PartitionableSlot", "TotalSlots", "Cpus", "Memory", "GLIDEIN_Entry_Name",
         "GLIDEIN_Name", "GLIDEIN_Factory", "TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk", "TotalSlotGPUs",
+        "GLIDECLIENT_Signature", "GLIDECLIENT_Group_Signature",
     )  # fmt: skip
 
     @classmethod
@@ -238,7 +241,9 @@ class Slot:
             running=not partitionable and ad.get("State") == "Claimed",
             shell=partitionable and not whole,
             size=Size.of_slot(ad, notes),
-        )
+            stage=(text(ad, "GLIDECLIENT_Signature", "", notes=notes),
+                   text(ad, "GLIDECLIENT_Group_Signature", "", notes=notes)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -508,6 +513,7 @@ class View:
         stopped: why nothing may be asked for at all; empty in good times.
         blind: whether the jobs of some schedd are not known: then no turn counts as one without idle jobs, and nothing
             is taken back.
+        untried: whether no pilot with the stage area of now has come into the pool yet.
     """
 
     classes: Sequence[JobClass]
@@ -517,6 +523,7 @@ class View:
     history: Mapping[str, History] = field(default_factory=dict)
     stopped: str = ""
     blind: bool = False
+    untried: bool = False
 
 
 @dataclass(frozen=True)
@@ -566,7 +573,32 @@ def decide(
         with guard(f"entry {name}"):
             decisions.append(_decide(offer, shares[name], places, histories[name], pressure, stopped=stopped,
                                      blind=view.blind, cpus=sizes[name].cpus))  # fmt: skip
-    return decisions, left_out
+    return _canaries(decisions, pressure.canaries) if view.untried else decisions, left_out
+
+
+def _canaries(decisions: Sequence[Decision], most: int) -> list[Decision]:
+    """Return the decisions with no more than ``most`` pilots asked for in all, first where pilots do well.
+
+    They are spread: an entry where nothing works must not keep the others from trying. The maximum goes down with what
+    is asked for, as a pilot that has failed keeps its node for a while, and is no idle one then.
+    """
+    asking = [one for one in decisions if one.idle]
+    asking.sort(key=lambda one: (-one.counts["GlideinsTotal"], one.offer.full_name))
+    asks: dict[str, int] = {}
+    for at, one in enumerate(asking):
+        asks[one.offer.full_name] = min(one.idle, -(-most // (len(asking) - at)))
+        most -= asks[one.offer.full_name]
+
+    def fewer(one: Decision) -> Decision:
+        ask = asks.get(one.offer.full_name, 0)
+        if ask == one.idle:
+            return one
+        maximum = min(one.maximum, one.counts["GlideinsTotal"] + ask)
+        counts = dict(one.counts) | {"GlideinsRequestIdle": ask, "GlideinsRequestMaxRun": maximum}
+        why = f"{one.why}; the stage area is new: {ask} of {one.idle} try it first"
+        return replace(one, idle=ask, maximum=maximum, why=why, counts=counts)
+
+    return [fewer(one) for one in decisions]
 
 
 def _decide(
