@@ -13,7 +13,10 @@ from pilotbed_suite.reach import host
 from pilotbed_suite.stock import File, write_area
 from pilotbed_suite.support import HandPilot, arguments, ok, until, with_parameters
 
-WANTED = "requirements = TARGET.VO_Name =?= \"stock\""
+#: For such a pilot only; no other takes it, and this one takes no other.
+WANTED = 'requirements = TARGET.VO_Name =?= "stock"\n+WantsStock = True'
+#: While it is there, a script of the stage fails.
+FLAG = "/tmp/pilotbed-test-flag"
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,11 @@ def stage(grid, site, tmp_path_factory):
     (web,) = (line.split('"')[1] for line in config.splitlines() if line.startswith("web = "))
     central = config.partition("[pool.central]")[2].splitlines()[1].split('"')[1]
     seen = File("seen.sh", "#!/bin/bash\ngrep -H . \"$(sed -n 's/^GLIDECLIENT_BLACKLIST_FILE //p' \"$1\")\"\n", "exec")
+    flag = File("flag.sh", f"#!/bin/sh\n[ ! -e {FLAG} ]\n", "exec", period=2)
 
     def publish(blacklist=()):
         constants = {"GLIDECLIENT_Start": "True", "VO_Name": "stock"}
-        main = write_area(here, constants, [seen], blacklist, f'"{central}" collector1\n')
+        main = write_area(here, constants, [seen, flag], blacklist, f'"{central}" collector1\n')
         group = write_area(here / "group_main", {"GLIDECLIENT_Group_Start": 'TARGET.WantsStock =?= True'})
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as tar:
@@ -53,19 +57,51 @@ def stage(grid, site, tmp_path_factory):
     frontend.run("rm -rf %s", root)
 
 
-def test_a_users_job_runs_in_a_pilot_with_a_stock_stage(site, stage, jobs, alice, bob):
+@pytest.fixture(scope="module")
+def pilot(site, stage):
+    """Such a pilot, in the pool."""
+    options = with_parameters(stage(), UPDATE_INTERVAL="5", GLIDEIN_BLACKHOLE_NUMJOBS="2")
+    with HandPilot(host(site.workers[0]), options) as started:
+        until("the pilot is in the pool", lambda: started.slots() or started.check())
+        yield started
+    started.worker.run("rm -f %s", FLAG)
+
+
+def test_a_users_job_runs_in_a_pilot_with_a_stock_stage(pilot, site, jobs, alice, bob):
     """Each under an account of its own: the entry has glexec, and the frontend does not ask for it."""
-    with HandPilot(host(site.workers[0]), stage()) as pilot:
-        extra = f"{WANTED}\n+WantsStock = True"
-        waiting = [jobs.submit(who, site, "#!/bin/sh\nid -un\n", extra) for who in (alice, bob)]
-        (slot,) = until("the pilot is in the pool", lambda: pilot.slots() or pilot.check())
-        assert (slot["VO_Name"], slot["GLEXEC_JOB"]) == ("stock", True)
-        accounts = []
-        for job in waiting:
-            assert job.done()["ExitCode"] == 0
-            accounts.append(job.read("out").strip())
-        assert len({*accounts, pilot.account}) == 3
-        assert "nodes that take no pilot" in pilot.said()
+    waiting = [jobs.submit(who, site, "#!/bin/sh\nid -un\n", WANTED) for who in (alice, bob)]
+    (slot,) = pilot.slots()
+    assert (slot["VO_Name"], slot["GLEXEC_JOB"]) == ("stock", True)
+    accounts = []
+    for job in waiting:
+        assert job.done()["ExitCode"] == 0
+        accounts.append(job.read("out").strip())
+    assert len({*accounts, pilot.account}) == 3
+    assert "nodes that take no pilot" in pilot.said()
+
+
+def test_a_periodic_script_that_fails_keeps_jobs_away(pilot):
+    def passes(expected):
+        return [slot for slot in pilot.slots() if slot.get("GLIDEIN_PS_OK") is expected] or pilot.check()
+
+    until("it passes", lambda: passes(True))
+    ok(pilot.worker, "touch %s", FLAG)
+    (slot,) = until("it has failed", lambda: passes(False))
+    assert slot["GLIDEIN_PS_FAILED_LIST"] == "flag.sh"
+    ok(pilot.worker, "rm %s", FLAG)
+    until("it passes again", lambda: passes(True))
+
+
+def test_a_node_that_eats_jobs_is_known_by_its_starters_logs(pilot, site, jobs, alice):
+    """The script is run here, which the startd does once a minute."""
+    found = "find /tmp /var/tmp -maxdepth 2 -name glidein_config -user %s -newer %s"
+    config = ok(pilot.worker, found, pilot.account, f"{pilot.directory}/proxy.pem").strip()
+    script = f"{config.rpartition('/')[0]}/main/black_hole.sh"
+    look = f"cd /tmp && runuser -u {pilot.account} -- {script} {config} main 2>&1; rm -f /tmp/otrb_output.xml"
+    assert "eats jobs" not in pilot.worker.run(look).stdout
+    for job in [jobs.submit(alice, site, "#!/bin/sh\nexit 1\n", WANTED) for _ in range(2)]:
+        assert job.done()["ExitCode"] == 1
+    assert "this node eats jobs: 2 jobs failed within 20 s of their start" in pilot.worker.run(look).stdout
 
 
 def test_its_list_of_nodes_is_heeded(site, stage):

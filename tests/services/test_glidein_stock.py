@@ -268,6 +268,45 @@ def test_a_node_that_is_taken_away_takes_no_pilot(
         assert outcome in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("knobs", "jobs", "seconds", "status", "hole"),
+    [
+        ("GLIDEIN_BLACKHOLE_NUMJOBS 5", 5, 3, "status=1", True),
+        ("GLIDEIN_BLACKHOLE_NUMJOBS 5", 5, 3, "signal=9", True),
+        ("GLIDEIN_BLACKHOLE_NUMJOBS 5", 4, 3, "status=1", False),
+        ("GLIDEIN_BLACKHOLE_NUMJOBS 5", 9, 3, "status=0", False),
+        ("GLIDEIN_BLACKHOLE_NUMJOBS 5", 9, 25, "status=1", False),
+        ("GLIDEIN_BLACKHOLE_NUMJOBS 5\nGLIDEIN_BLACKHOLE_RATE 0.02", 9, 25, "status=1", True),
+        ("NOTHING 1", 9, 3, "status=1", False),
+    ],
+)
+def test_a_node_that_eats_jobs_is_told_by_how_fast_they_fail(
+    site: Site, knobs: str, jobs: int, seconds: int, status: str, hole: bool
+) -> None:
+    """The logs of the starters say so; these are made, the real ones are in tests/grid."""
+    make = f"""#!/bin/bash
+    d=$(sed -n 's/^GLIDEIN_LOCAL_DIR //p' "$1") n=$(date +%s)
+    printf '%s\n' "{knobs}" >>"$1"
+    mkdir "$d/log"
+    for i in $(seq {jobs}); do
+        t=$((n - 30 - i))
+        date -d @$t '+%m/%d/%y %H:%M:%S Create_Process succeeded, pid='$((100 + i))
+        date -d @$((t + {seconds})) '+%m/%d/%y %H:%M:%S Process exited, pid='$((100 + i))', {status}'
+    done >"$d/log/StarterLog.slot1_1"
+    """
+    site.put(
+        "factory", *STANDARD, Staged("make.sh", make.encode(), "exec"),
+        script("black_hole.sh", "exec", list="after_file_list", period=60), **last(),
+    )  # fmt: skip
+    done = site.pilot()
+    if hole:
+        assert done.returncode == 1
+        within = 50 if seconds == 25 else 20
+        assert f"this node eats jobs: {jobs} jobs failed within {within} s of their start" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("kinds", [(), ("idtoken",), ("idtoken", "scitoken")])
 def test_a_pool_that_asks_for_a_token_gets_it(site: Site, startup: Start, kinds: tuple[str, ...]) -> None:
     """They came as files of the pilot's job."""

@@ -1,7 +1,7 @@
 """pilotbed-pilot-log: what a pilot said, and the logs of its HTCondor, from what came home with its job.
 
-A pilot's output ends with a summary (OSGTestResult); its error output holds its logs, packed by gzip and base64 as those
-of glideinWMS are. Its account wrote both, so nothing in them is believed: sizes are bounded, and what is shown is text.
+A pilot's output ends with a summary (OSGTestResult), its error output holds its logs, packed by gzip and base64 as
+glideinWMS does. Its account wrote both, so nothing in them is believed: sizes are bounded, and what is shown is text.
 """
 
 from __future__ import annotations

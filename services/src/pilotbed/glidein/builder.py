@@ -422,6 +422,7 @@ def factory_main(
     ]
     files += [
         script("glexec_setup.sh", "exec", list="after_file_list"),
+        script("black_hole.sh", "exec", list="after_file_list", period=60),
         script("periodic.sh", "regular", list="after_file_list", output="PERIODIC_SCRIPT"),
         script("job_wrapper.sh", "wrapper", list="after_file_list", condition="GLEXEC_JOB_WRAPPER"),
     ]
