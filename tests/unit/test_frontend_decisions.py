@@ -338,6 +338,9 @@ def test_the_slot_says_more_than_the_job() -> None:
         ({}, Size(gpus=1), "RequestGPUs 1 > 0"),
         ({"GLIDEIN_Resource_Slots": "ioslot,2;GPUs,2,type=main"}, Size(gpus=2), ""),
         ({"GLIDEIN_Resource_Slots": "GPUs,2"}, Size(gpus=3), "RequestGPUs 3 > 2"),
+        ({"GLIDEIN_Max_Walltime": 7200}, Size(seconds=6980), ""),
+        ({"GLIDEIN_Max_Walltime": 7200}, Size(seconds=6981), "MaxWallTimeMins, in all 6981 > 6980 s"),
+        ({}, Size(seconds=10**8), ""),
     ],
 )
 def test_a_job_asks_for_pilots_only_where_it_fits(offer: dict[str, str | int], job: Size, lack: str) -> None:

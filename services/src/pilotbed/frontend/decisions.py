@@ -15,7 +15,7 @@ from itertools import accumulate
 from operator import or_
 
 from pilotbed.pool.expression import Match, against
-from pilotbed.pool.values import AbsurdValue, Ad, Value, number, shown, text
+from pilotbed.pool.values import LARGEST, AbsurdValue, Ad, Value, number, shown, text
 from pilotbed.protocol.ads import Offer, Removal
 
 from .config import Pressure
@@ -31,6 +31,8 @@ _LARGE = 2**53
 #: What a pilot has of each core at most, where neither its entry nor a pilot that was there says it: MB.
 ASSUMED_MEMORY = 1 << 16
 ASSUMED_DISK = 1 << 20
+#: Seconds of a queue's limit that a pilot keeps for its own end (condor_startup.sh).
+KEPT = 220
 #: GLIDEIN_CPUS that leave it to the node (glideinWMS), and the cores of such a pilot before one was there.
 WHOLE_NODE = ("auto", "node", "slot")
 ASSUMED_CORES = 1024
@@ -38,12 +40,13 @@ ASSUMED_CORES = 1024
 
 @dataclass(frozen=True)
 class Size:
-    """Cores, memory and disk (MB) and GPUs: what a job needs, or what a pilot has."""
+    """Cores, memory and disk (MB), GPUs and seconds of time: what a job needs, or what a pilot has."""
 
     cpus: int = 1
     memory: int = 0
     disk: int = 0
     gpus: int = 0
+    seconds: int = 0
 
     @classmethod
     def of_job(cls, ad: Ad) -> Size:
@@ -57,6 +60,7 @@ class Size:
             memory=number(ad, "RequestMemory", 0, strings=False),
             disk=number(ad, "RequestDisk", 0, strings=False, most=_LARGE) // 1024,  # KiB
             gpus=number(ad, "RequestGPUs", 0, strings=False),
+            seconds=60 * number(ad, "MaxWallTimeMins", 0, strings=False, most=LARGEST // 60),
         )
 
     @classmethod
@@ -89,6 +93,7 @@ class Size:
             disk=number(attributes, "GLIDEIN_MaxDiskMBs", 0, notes=notes) or seen.disk or cpus * ASSUMED_DISK,
             gpus=number({"GLIDEIN_Resource_Slots": gpus[0]} if gpus else {}, "GLIDEIN_Resource_Slots", seen.gpus,
                         notes=notes),
+            seconds=max(number(attributes, "GLIDEIN_Max_Walltime", LARGEST, notes=notes) - KEPT, 0),
         )  # fmt: skip
 
     def or_larger(self, other: Size) -> Size:
@@ -97,13 +102,14 @@ class Size:
 
     def lacks(self, needed: Size) -> str:
         """Return what of ``needed`` is more than this; empty if a job of that size fits."""
-        names = ("RequestCpus {} > {}", "RequestMemory {} > {} MB", "RequestDisk {} > {} MB", "RequestGPUs {} > {}")
+        names = ("RequestCpus {} > {}", "RequestMemory {} > {} MB", "RequestDisk {} > {} MB", "RequestGPUs {} > {}",
+                 "MaxWallTimeMins, in all {} > {} s")  # fmt: skip
         triples = zip(names, needed.parts(), self.parts(), strict=True)
         return next((name.format(need, have) for name, need, have in triples if need > have), "")
 
-    def parts(self) -> tuple[int, int, int, int]:
+    def parts(self) -> tuple[int, ...]:
         """Return them all."""
-        return self.cpus, self.memory, self.disk, self.gpus
+        return self.cpus, self.memory, self.disk, self.gpus, self.seconds
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,8 @@ class Job:
     #: it of the pilot that it runs in (role submit); not every schedd does.
     ATTRIBUTES = (
         "ClusterId", "ProcId", "Owner", "JobStatus", "EnteredCurrentStatus", "QDate", "RemoteHost",
-        "MachineAttrGLIDEIN_Entry_Name0", "RequestCpus", "RequestMemory", "RequestDisk", "RequestGPUs", "MemoryUsage",
-        "ResidentSetSize", "ImageSize", "ExecutableSize", "DiskUsage",
+        "MachineAttrGLIDEIN_Entry_Name0", "RequestCpus", "RequestMemory", "RequestDisk", "RequestGPUs",
+        "MaxWallTimeMins", "MemoryUsage", "ResidentSetSize", "ImageSize", "ExecutableSize", "DiskUsage",
     )  # fmt: skip
     #: Which jobs these are.
     STATES = f"member(JobStatus, {{{_IDLE}, {_RUNNING}, {_OUTPUT}, {_SUSPENDED}}})"
@@ -478,7 +484,7 @@ class _Roomy:
 
     def __init__(self, have: Sequence[Size]) -> None:
         self.all = (1 << len(have)) - 1
-        #: For cores, memory, disk and GPUs: what there is, in order, and which entries have that much or more.
+        #: For each part of a size: what there is, in order, and which entries have that much or more.
         self.parts: list[tuple[list[int], list[int]]] = []
         for part in zip(*(one.parts() for one in have), strict=True):
             where: dict[int, int] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pilotbed.frontend.decisions import Size, name_of
-from pilotbed.pool.values import AbsurdValue, Ad, Expr, Value, shown
+from pilotbed.pool.values import LARGEST, AbsurdValue, Ad, Expr, Value, shown
 from pilotbed.pool.values import number as read_number
 from pilotbed.pool.values import text as read_text
 
@@ -158,7 +158,7 @@ def _of_the_job(scene: Scene) -> Iterator[Answer]:
     if "x509userproxy" not in job:
         yield Answer("the job has no proxy, and sites give payloads an account by it: x509userproxy in its submit file",
                      f"condor_q {name} -autoformat x509userproxy")  # fmt: skip
-    ends = _number(job, "x509UserProxyExpiration", 2**31 - 1)
+    ends = _number(job, "x509UserProxyExpiration", LARGEST)
     if ends < scene.now:
         yield Answer(f"the job's proxy ended {span(scene.now - ends)} ago: make a new one",
                      f"voms-proxy-info -timeleft -file {_text(job, 'x509userproxy')}")  # fmt: skip
@@ -280,13 +280,13 @@ def _slots_for(scene: Scene, resource: Ad, slots: Sequence[Ad], job: Ad | None) 
 
 
 def _refusal(scene: Scene, slot: Ad, job: Ad) -> str:
-    size = Size(_number(slot, "Cpus", 1), _number(slot, "Memory"), _number(slot, "Disk", 2**31 - 1) // 1024,
-                _number(slot, "GPUs"))  # fmt: skip
+    size = Size(_number(slot, "Cpus", 1), _number(slot, "Memory"), _number(slot, "Disk", LARGEST) // 1024,
+                _number(slot, "GPUs"), LARGEST)  # fmt: skip
     if lack := size.lacks(Size.of_job(job)):
         return f"{lack} that are free there"
-    if _number(slot, "GLIDEIN_ToRetire", 2**31 - 1) <= scene.now:
+    if _number(slot, "GLIDEIN_ToRetire", LARGEST) <= scene.now:
         return "the pilot takes no new jobs, its time is over"
-    left, needs = _number(slot, "GLIDEIN_ToDie", 2**31 - 1) - scene.now, 60 * _number(job, "MaxWallTimeMins")
+    left, needs = _number(slot, "GLIDEIN_ToDie", LARGEST) - scene.now, 60 * _number(job, "MaxWallTimeMins")
     if left < needs:
         return f"the job says that it needs {span(needs)}, the pilot has {span(left)} left"
     if slot.get("GLIDEIN_BlackHole") is True:

@@ -251,7 +251,7 @@ MachineMaxVacateTime = 8
 KILLING_TIMEOUT = 6
 
 START = (\$(GLIDEIN_Start)) && (\$(GLIDEIN_Entry_Start)) && (\$(GLIDECLIENT_Start)) && (\$(GLIDECLIENT_Group_Start)) \\
-    && (time() < GLIDEIN_ToRetire) && (GLIDEIN_PS_OK =!= False) && (\$(GLIDEIN_Glexec_Start))
+    && (time() < GLIDEIN_ToRetire) && (time() + 60 * (TARGET.MaxWallTimeMins ?: 0) < GLIDEIN_ToDie) && (GLIDEIN_PS_OK =!= False) && (\$(GLIDEIN_Glexec_Start))
 GLIDEIN_DIES = (time() > GLIDEIN_ToDie)
 GLIDEIN_IDLES = (Activity =?= "Idle" && (State =?= "Unclaimed" || PartitionableSlot =?= True) \\
     && DynamicSlot =!= True && (NumDynamicSlots ?: 0) == 0$others)
