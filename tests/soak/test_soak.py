@@ -1,0 +1,221 @@
+"""Half an hour of short jobs of three users, and a fault each minute: every job once, flat memory, clean workers.
+
+    MINUTES=30 JOBS=5000 make soak
+
+Faults, in turn: a pilot is killed, the relay, a computing element, and a site's network is cut for half a minute. The
+grid is the lab's, as its users find it; the figures are printed, and nothing is tuned for it. Faster than its workers'
+slots take them the jobs do not end: after the minutes of faults the rest is waited for.
+"""
+
+import os
+import re
+import statistics
+import time
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from pilotbed_suite import walk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, as_user, ok, processes, until_none, write
+
+pytestmark = pytest.mark.timeout(6 * 3600)
+
+MINUTES, JOBS = (int(os.environ.get(name, default)) for name, default in (("MINUTES", "30"), ("JOBS", "5000")))
+USERS = ("alice", "bob", "carol")
+#: How long each cut of a site's network lasts, in seconds.
+CUT = 30
+#: What a service may grow by from the second third of the faults to the last one: by this share, and so many KiB.
+GROWTH, SLACK = 1.2, 20000
+#: Jobs a second that the slowest machine does; what is left after the faults is waited for as long as that takes.
+SLOWEST = 0.5
+
+PAYLOAD = """#!/bin/sh
+echo "$1 $(id -un)"
+sleep $(($1 % 3))
+"""
+SUBMIT = """universe = vanilla
+executable = soak.sh
+arguments = $(Process)
+output = soak/$(Process).out
+error = soak/$(Process).err
+log = soak/log
+x509userproxy = {proxy}
+should_transfer_files = yes
+when_to_transfer_output = on_exit
+request_cpus = 1
+request_memory = 64
+queue {count}
+"""
+
+
+@dataclass
+class Soak:
+    """What was done, and what was seen meanwhile."""
+
+    clusters: dict[str, str] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+    #: KiB by node and unit, a figure for each minute.
+    memory: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    seconds: float = 0
+
+
+# -- faults ---------------------------------------------------------------------------------------------------------
+
+
+def a_pilot_is_killed(at):
+    """Master and start-up script at once, as a node short of memory does; the rest is the batch system's to clear."""
+    for name in sorted(GRID.names("worker")) * 2:
+        worker = host(name)
+        masters = [one for one in processes(worker) if "condor_master -f" in one.args]
+        if masters:
+            victim = masters[at % len(masters)]
+            ok(worker, f"kill -KILL {victim.pid}; pkill -KILL --euid {victim.user} -f glidein_startup || true")
+            return
+
+
+def the_relay_is_killed(at):
+    ok(host(GRID.names("relay")[at % len(GRID.names("relay"))]), "systemctl kill --signal KILL pilotbed-relay")
+
+
+def a_computing_element_is_restarted(at):
+    ce = GRID.names("computing_element")[at % len(GRID.names("computing_element"))]
+    units = GRID.variable(f"{GRID.variable('computing_element_flavour', ce)}_logs", ce)["units"]
+    ok(host(ce), f"systemctl restart {' '.join(units)}")
+
+
+def a_sites_network_is_cut(at):
+    router = host(GRID.names("site_router")[at % len(GRID.names("site_router"))])
+    table = "inet pilotbed_soak"
+    chain = f"add chain {table} cut {{ type filter hook forward priority -500; policy drop; }}"
+    ok(router, "nft %s", f"add table {table}; {chain}")
+    try:
+        time.sleep(CUT)
+    finally:
+        ok(router, f"nft delete table {table}")
+
+
+FAULTS = (a_pilot_is_killed, the_relay_is_killed, a_computing_element_is_restarted, a_sites_network_is_cut)
+
+
+# -- what is seen ---------------------------------------------------------------------------------------------------
+
+
+def memory_of(name):
+    """KiB of each service's processes on a node; pilots and payloads are no services."""
+    said = ok(host(name), "ps -e -o rss=,unit:80= --no-headers")
+    found = Counter()
+    for rss, unit in (line.split()[:2] for line in said.splitlines() if len(line.split()) > 1):
+        if unit.endswith(".service") and not unit.startswith(("slurmd", "systemd", "gridengine-exec", "user@")):
+            found[f"{name} {unit}"] += int(rss)
+    return found
+
+
+def everything_is_seen(soak):
+    names = sorted({name for group in ("central_manager", "submit", "factory", "frontend", "relay", "computing_element")
+                    for name in GRID.names(group)})  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(memory_of, names):
+            for unit, size in found.items():
+                soak.memory[unit].append(size)
+
+
+@contextmanager
+def submitted(submit, soak):
+    """The jobs, a third of them each user's; what is left of them goes at the end."""
+    try:
+        for at, name in enumerate(USERS):
+            who = walk.walker(name)
+            count = JOBS // len(USERS) + (at < JOBS % len(USERS))
+            text = SUBMIT.format(proxy=walk.proxy_of(submit, who.account), count=count)
+            begin = f"voms-proxy-init --quiet --voms {who.voms} && rm -rf soak && mkdir soak"
+            code, said = as_user(submit, who.account, begin)
+            assert code == 0, said
+            home = ok(submit, "getent passwd %s", who.account).split(":")[5]
+            write(submit, f"{home}/soak.sh", PAYLOAD, who.account, "0755")
+            write(submit, f"{home}/soak.sub", text, who.account)
+            code, said = as_user(submit, who.account, "condor_submit -terse soak.sub")
+            assert code == 0, said
+            soak.clusters[who.account] = said.split()[-1].partition(".")[0]
+        yield
+    finally:
+        for account, cluster in soak.clusters.items():
+            submit.run("condor_rm %s", cluster)
+            as_user(submit, account, "rm -rf soak soak.sh soak.sub")
+
+
+@pytest.fixture(scope="module")
+def soak(submit):
+    """All of it, once: submitted, broken for so many minutes, and done."""
+    made, begun = Soak(), time.monotonic()
+    with submitted(submit, made):
+        for minute in range(MINUTES):
+            fault = FAULTS[minute % len(FAULTS)]
+            fault(minute // len(FAULTS))
+            made.faults[fault.__name__] += 1
+            everything_is_seen(made)
+            print(f"{minute + 1:3} min  {left(submit, made):5} jobs left  {fault.__name__}", flush=True)
+            time.sleep(max(begun + 60 * (minute + 1) - time.monotonic(), 0))
+        until_none("every job has ended", lambda: left(submit, made), JOBS / SLOWEST, every=10)
+        made.seconds = time.monotonic() - begun
+        rate = JOBS / made.seconds
+        print(f"{JOBS} jobs in {made.seconds:.0f} s, {rate:.2f} a second; {dict(made.faults)}", flush=True)
+        yield made
+
+
+def left(submit, soak):
+    return sum(ok(submit, "condor_q %s -allusers -autoformat ProcId", cluster).count("\n")
+               for cluster in soak.clusters.values())  # fmt: skip
+
+
+# -- what has to hold -----------------------------------------------------------------------------------------------
+
+
+def test_every_job_ended_once_and_well(submit, soak):
+    """By the schedd's history, and by what came home: its own line, from an account that is no pilot's."""
+    for account, cluster in soak.clusters.items():
+        wanted = "condor_history %s -autoformat ProcId JobStatus ExitCode NumJobCompletions"
+        told = sorted(tuple(line.split()) for line in ok(submit, wanted, cluster).splitlines())
+        assert Counter(line[1:] for line in told) == {("4", "0", "1"): len({line[0] for line in told})}
+        code, said = as_user(submit, account, "cd soak && for f in *.out; do echo \"${f%.out} $(cat $f)\"; done")
+        assert code == 0, said
+        lines = [line.split() for line in said.splitlines()]
+        assert len(lines) == len(told)
+        assert [line for line in lines if len(line) != 3 or line[0] != line[1]] == []
+
+
+def test_every_fault_was_there(soak):
+    assert set(soak.faults) == {fault.__name__ for fault in FAULTS[: max(MINUTES, 1)]}
+
+
+def test_no_service_grows(soak):
+    """From the second third of the minutes to the last: what a service needs for all that it knows, it has by then."""
+    third = max(MINUTES // 3, 1)
+    grown = {}
+    for unit, sizes in soak.memory.items():
+        if len(sizes) >= 3 * third:
+            before, after = statistics.median(sizes[third : 2 * third]), statistics.median(sizes[2 * third :])
+            if after > GROWTH * before + SLACK:
+                grown[unit] = (before, after)
+    assert grown == {}, "KiB before and after"
+    assert soak.memory
+
+
+def test_nothing_is_left_on_the_workers(soak):
+    """No payload, no control group of one, and no work directory but those of the pilots that run."""
+    payload = re.compile(r"(?!pilot)[a-z]+[0-9]{3}")
+
+    def rest():
+        found = {}
+        for name in GRID.names("worker"):
+            running = processes(host(name))
+            groups = ok(host(name), "find /sys/fs/cgroup -name 'glexec-*' -type d").split()
+            directories = ok(host(name), "find /tmp /var/tmp -maxdepth 1 -name 'glide_*'").split()
+            pilots = {one.user for one in running if "glidein_startup" in one.args}
+            found[name] = [one.args for one in running if payload.fullmatch(one.user)] + groups + (
+                directories if len(directories) > len(pilots) else [])  # fmt: skip
+        return {name: left for name, left in found.items() if left}
+
+    until_none("the workers are clean", rest, every=5)
