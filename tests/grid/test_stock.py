@@ -7,6 +7,7 @@ would tell it.
 import base64
 import io
 import tarfile
+import tomllib
 
 import pytest
 from pilotbed_suite.reach import host
@@ -30,9 +31,8 @@ def stage(grid, site, tmp_path_factory):
     """Publishes a stock frontend's two areas beside ours: ``stage(blacklist)`` returns the pilot's options."""
     frontend, here = grid.node("frontend"), tmp_path_factory.mktemp("stock")
     root = "/var/lib/pilotbed/frontend/stage/stock"
-    config = ok(frontend, "cat /etc/pilotbed/frontend-stage.toml")
-    (web,) = (line.split('"')[1] for line in config.splitlines() if line.startswith("web = "))
-    central = config.partition("[pool.central]")[2].splitlines()[1].split('"')[1]
+    config = tomllib.loads(ok(frontend, "cat /etc/pilotbed/frontend-stage.toml"))
+    web, (central, *_) = config["web"], config["pool"]["central"].values()
     seen = File("seen.sh", "#!/bin/bash\ngrep -H . \"$(sed -n 's/^GLIDECLIENT_BLACKLIST_FILE //p' \"$1\")\"\n", "exec")
     flag = File("flag.sh", f"#!/bin/sh\n[ ! -e {FLAG} ]\n", "exec", period=2)
 

@@ -7,9 +7,10 @@ import json
 import re
 
 import pytest
-from pilotbed_suite.support import HOLD, as_user, edited, ok, until, write
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import HOLD, as_user, edited, ok, processes, until, until_none, write
 
-# Pilots that fail are seen where none runs yet.
+# Pilots that fail are seen where none runs.
 pytestmark = pytest.mark.stage(-1)
 
 STAGE = "/etc/pilotbed/frontend-stage.toml"
@@ -32,19 +33,34 @@ def why(submit, who, question):
 
 
 def tells(submit, who, question, expected, entry=""):
-    """Wait until that is the first answer."""
+    """Wait until that is the first answer, or one of an entry's."""
     until(
         f"pilotbed-why {question} says {expected!r}",
-        lambda: (found := why(submit, who, question)) and found[0][0].startswith(entry)
-        and re.search(expected, found[0][1]), every=1,
+        lambda: [text for where, text in why(submit, who, question)[: None if question.startswith("--entry") else 1]
+                 if where.startswith(entry) and re.search(expected, text)], every=1,
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def job(jobs, alice, any_site):
     found = jobs.submit(alice, any_site, f"#!/bin/sh\n{HOLD}\n")
     yield found
     found.remove()
+
+
+@pytest.fixture(scope="module")
+def closed(grid, any_site):
+    """The site is in downtime, and has no pilot left that the job could run in; returns what ends that."""
+    factory = grid.node("factory")
+
+    def reopened():
+        ok(factory, "pilotbed-entry up %s", any_site.name)
+
+    ok(factory, "pilotbed-entry downtime %s --now --reason 'new disks'", any_site.name)
+    until_none("its pilots are gone", lambda: [one for worker in any_site.workers for one in processes(host(worker))
+                                               if "glidein_startup" in one.args])  # fmt: skip
+    yield reopened
+    reopened()
 
 
 @pytest.fixture
@@ -63,20 +79,19 @@ def broken_stage(grid):
         frontend.run("rm -f %s", BROKEN)
 
 
-def test_pilots_that_fail_say_why(submit, alice, any_site, broken_stage, job):
+def test_a_downtime_is_told(submit, alice, any_site, closed, job):
+    tells(submit, alice, job.id, rf"^the entry is in downtime \(downtime of {any_site.name}: new disks", any_site.name)
+
+
+def test_pilots_that_fail_say_why(submit, alice, any_site, closed, broken_stage, job):
+    closed()
     tells(submit, alice, job.id, r"^\d+ pilots? failed within an hour, the last \d+ s ago: astro\.sh: "
           "/opt/astro is missing$", any_site.name)  # fmt: skip
     tells(submit, alice, f"--entry {any_site.name}", "/opt/astro is missing", any_site.name)
 
 
-def test_a_downtime_is_told_and_its_end(grid, submit, alice, any_site, job):
-    factory = grid.node("factory")
-    ok(factory, "pilotbed-entry downtime %s --reason 'new disks'", any_site.name)
-    try:
-        told = rf"^the entry is in downtime \(downtime of {any_site.name}: new disks"
-        tells(submit, alice, job.id, told, any_site.name)
-    finally:
-        ok(factory, "pilotbed-entry up %s", any_site.name)
+def test_it_runs_where_that_is_mended(submit, alice, any_site, closed, job):
+    closed()
     job.holds(any_site)
     tells(submit, alice, job.id, rf"^the job runs, at {any_site.name}")
 

@@ -67,7 +67,7 @@ CALLS = {
     "gconfig_get VO_Name": "astro physics",
     "add_config_line_safe NOTED here; gconfig_get NOTED": "here",
     "get_work_dir client_group": "/client_group",
-    "get_descript_file client": "description.pbSTCK.cfg",
+    "get_descript_file client | sed s,[.].*[.],.S.,": "description.S.cfg",
     "get_signature client_group | wc -c": "41",
     "get_prefix nobody || echo no": "no",
     "echo data | b64uuencode": "begin-base64 644 -\nZGF0YQo=\n====",

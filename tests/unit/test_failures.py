@@ -9,6 +9,7 @@ import pytest
 from pilotbed.factory.failures import LOOKED_AT, MOST, RECENT, Failures, read
 
 NOW = 1_800_000_000.0
+WHOSE = "vo_vo.main"
 SUMMARY = """=== Glidein ending ===
 <OSGTestResult>
   <result>
@@ -36,32 +37,33 @@ def output(
 def test_failures_are_counted_and_the_last_is_told(tmp_path: Path) -> None:
     failures = Failures(tmp_path)
     failures.look("alpha", NOW)
-    assert failures.monitor("alpha") == {"Failed": 0}
+    assert failures.monitor("alpha", WHOSE) == {"Failed": 0}
     output(tmp_path, "1.0", NOW - 100)
     output(tmp_path, "2.0", NOW - 50, status="OK")
-    output(tmp_path, "3.0", NOW - 70, why="/opt/software &lt;is&gt;\n   missing")
+    said = "validate_node.sh (main) failed with code 1: /opt/software &lt;is&gt;\n   missing"
+    output(tmp_path, "3.0", NOW - 70, why=said)
     failures.look("alpha", NOW)
-    assert failures.monitor("alpha") == {
+    assert failures.monitor("alpha", WHOSE) == {
         "Failed": 2, "FailedLast": NOW - 70, "FailedWhy": "validate_node.sh: /opt/software <is> missing"
     }  # fmt: skip
     # Those are known; what is written on is read again, and is one all the same.
     output(tmp_path, "3.0", NOW + 5, why="more")
     failures.look("alpha", NOW + 10)
-    assert failures.monitor("alpha")["FailedWhy"] == "validate_node.sh: more"
-    assert failures.monitor("alpha")["Failed"] == 2
-    assert failures.monitor("beta") == {"Failed": 0}
+    assert failures.monitor("alpha", WHOSE)["FailedWhy"] == "validate_node.sh: more"
+    assert failures.monitor("alpha", WHOSE)["Failed"] == 2
+    assert failures.monitor("beta", WHOSE) == failures.monitor("alpha", "vo_vo.other") == {"Failed": 0}
 
 
 def test_an_hour_later_they_count_no_more(tmp_path: Path) -> None:
     failures = Failures(tmp_path)
     output(tmp_path, "1.0", NOW)
     failures.look("alpha", NOW + RECENT - 1)
-    assert failures.monitor("alpha")["Failed"] == 1
+    assert failures.monitor("alpha", WHOSE)["Failed"] == 1
     failures.look("alpha", NOW + RECENT + 1)
-    assert failures.monitor("alpha") == {"Failed": 0}
+    assert failures.monitor("alpha", WHOSE) == {"Failed": 0}
     fresh = Failures(tmp_path)
     fresh.look("alpha", NOW + RECENT + 1)
-    assert fresh.monitor("alpha") == {"Failed": 0}
+    assert fresh.monitor("alpha", WHOSE) == {"Failed": 0}
 
 
 def test_so_many_are_remembered(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_so_many_are_remembered(tmp_path: Path) -> None:
     for number in range(MOST + 5):
         output(tmp_path, f"{number}.0", NOW + number / 1000)
     failures.look("alpha", NOW + 60)
-    assert failures.monitor("alpha")["Failed"] == MOST
+    assert failures.monitor("alpha", WHOSE)["Failed"] == MOST
 
 
 @pytest.mark.parametrize(

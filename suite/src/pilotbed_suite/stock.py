@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STAMP = "pbSTCK"
 LISTS = ("preentry_file_list", "file_list", "aftergroup_preentry_file_list", "aftergroup_file_list")
 
 #: Every stock script begins so.
@@ -72,17 +71,16 @@ class File:
     output: str = "FALSE"
     prefix: str = "GLIDEIN_PS_"
 
-    @property
-    def real(self) -> str:
-        """Its name in the stage."""
+    def real(self, stamp: str) -> str:
+        """Return its name in the stage."""
         if self.type == "nocache":
             return self.name
         stem, dot, suffix = self.name.rpartition(".")
-        return f"{stem}.{STAMP}.{suffix}" if dot else f"{self.name}.{STAMP}"
+        return f"{stem}.{stamp}.{suffix}" if dot else f"{self.name}.{stamp}"
 
-    def line(self) -> str:
+    def line(self, stamp: str) -> str:
         """Return its line of a list."""
-        columns = self.name, self.real, self.type, str(self.period), self.prefix, self.condition, self.output
+        columns = self.name, self.real(stamp), self.type, str(self.period), self.prefix, self.condition, self.output
         return " \t".join(columns)
 
 
@@ -125,16 +123,18 @@ def write_area(
         File("setup_prejob.sh", "# sourced before each job\n", list=early),
         *files,
     ]  # fmt: skip
-    staged = {file.real: file.content for file in everything}
-    description = {"signature": f"signature.{STAMP}.sha1"}
+    # glideinWMS's changes whenever a stage is made: what a web cache has kept is never another file.
+    stamp = _digest(repr((constants, everything)))[:6]
+    staged = {file.real(stamp): file.content for file in everything}
+    description = {"signature": f"signature.{stamp}.sha1"}
     for name in LISTS:
-        real = description[name] = f"{name}.{STAMP}.lst"
+        real = description[name] = f"{name}.{stamp}.lst"
         heads = "Outfile \tInFile \tCache/exec \tPeriod \tPrefix \tCondition \tConfigOut"
-        lines = "".join(f"{file.line()}\n" for file in everything if file.list == name)
+        lines = "".join(f"{file.line(stamp)}\n" for file in everything if file.list == name)
         staged[real] = _header(real, heads) + "#" * 78 + f"\n{lines}"
-    descript = f"description.{STAMP}.cfg"
+    descript = f"description.{stamp}.cfg"
     staged[descript] = _header(descript) + "".join(f"{name} \t{value}\n" for name, value in description.items())
-    unsigned = {file.real for file in everything if file.type == "nocache"}
+    unsigned = {file.real(stamp) for file in everything if file.type == "nocache"}
     signature = _header(description["signature"]) + "".join(
         f"{_digest(content)}  {name}\n"
         for name, content in staged.items() if name not in unsigned

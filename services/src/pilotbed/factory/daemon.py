@@ -330,9 +330,9 @@ class Factory(Daemon):
             self.collector.advertise(offers, Kind.OFFER.update)
             self.down = down
         answers = [
-            answer_ad(config.name, decision.trusted.request.entry_short, decision.trusted.request,
-                      decision.monitor() | self.failures.monitor(decision.trusted.request.entry_short))
-            for decision in decisions
+            answer_ad(config.name, request.entry_short, request, decision.monitor()
+                      | self.failures.monitor(request.entry_short, decision.trusted.outputs))
+            for decision in decisions for request in (decision.trusted.request,)
         ]  # fmt: skip
         self.collector.advertise(answers, Kind.ANSWER.update)
 

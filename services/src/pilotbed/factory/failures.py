@@ -19,15 +19,21 @@ MOST = 1000
 _STATUS = re.compile(r"<status>ERROR</status>")
 _TEST = re.compile(r'<metric name="TestID"[^>]*>([^<]*)<')
 _DETAIL = re.compile(r"<detail>\s*(.*?)\s*</detail>", re.DOTALL)
+#: The script is named beside it.
+_AGAIN = re.compile(r"^\S+ \(\w+\) failed with code \d+: ")
 _OUTPUT = re.compile(r"(.+)\.([0-9]+\.[0-9]+)\.out")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One pilot's end: when (seconds, Unix), its job, the script that failed, and why."""
+    """One pilot's end: when (seconds, Unix), its job and whose it was, the script that failed, and why.
+
+    ``whose`` is SECURITYNAME_CLIENT, as the output's name begins.
+    """
 
     when: float
     job: str
+    whose: str
     test: str
     why: str
 
@@ -48,7 +54,8 @@ def read(path: Path, when: float) -> Failure | None:
         return None
     test, detail = _TEST.search(text), _DETAIL.search(text)
     why = " ".join(html.unescape(detail[1]).split()) if detail else "it does not say why"
-    return Failure(when, name[2], shown(html.unescape(test[1]) if test else "?").strip('"'), why[:300])
+    return Failure(when, name[2], name[1], shown(html.unescape(test[1]) if test else "?").strip('"'),
+                   _AGAIN.sub("", why)[:300])  # fmt: skip
 
 
 @dataclass
@@ -80,10 +87,10 @@ class Failures:
         recent = {job: one for job, one in known.items() if one.when > now - RECENT}
         self.found[entry] = dict(list(recent.items())[-MOST:])
 
-    def monitor(self, entry: str) -> dict[str, Value]:
-        """Return what the entry's answers say of it."""
-        known = self.found.get(entry)
+    def monitor(self, entry: str, whose: str) -> dict[str, Value]:
+        """Return what the entry's answer to ``whose`` request says of it."""
+        known = [one for one in self.found.get(entry, {}).values() if one.whose == whose]
         if not known:
             return {"Failed": 0}
-        last = max(known.values(), key=lambda one: one.when)
+        last = max(known, key=lambda one: one.when)
         return {"Failed": len(known), "FailedLast": int(last.when), "FailedWhy": f"{last.test}: {last.why}"}

@@ -78,7 +78,7 @@ class Submission:
         good until ``ends`` (seconds, Unix); ``files`` come to the pilot's start directory.
         """
         request = trusted.request
-        name = f"{trusted.credential.security_name}_{request.client}"
+        name = trusted.outputs
         marks = {
             "GlideinFactory": self.factory.factory,
             "GlideinName": self.factory.glidein,

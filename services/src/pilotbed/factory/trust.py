@@ -83,6 +83,11 @@ class Trusted:
         """``SECURITYNAME:CLASS``, what limits are counted by."""
         return f"{self.credential.security_name}:{self.credential.security_class}"
 
+    @property
+    def outputs(self) -> str:
+        """What the names of its pilots' output begin with."""
+        return f"{self.credential.security_name}_{self.request.client}"
+
 
 def _open(sealed: Sealed, key: FactoryKey, identity: str) -> dict[str, str]:
     """Decrypt, and compare who the sender says to be with who the collector says it is (checks 1 to 4)."""
