@@ -147,6 +147,11 @@ def submitted(submit, soak):
 
 
 @pytest.fixture(scope="module")
+def submit():
+    return GRID.node("submit")
+
+
+@pytest.fixture(scope="module")
 def soak(submit):
     """All of it, once: submitted, broken for so many minutes, and done."""
     made, begun = Soak(), time.monotonic()
