@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -429,6 +430,41 @@ def test_an_earlier_run_of_the_same_directory_is_not_touched(site: Site) -> None
     done = subprocess.run(site.command(), cwd=site.worker, env=clean(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in site.worker.iterdir()] == ["glide_other"]
+
+
+@pytest.mark.parametrize("state", ["dead", "alive", "young", "somebody's"])
+def test_what_a_killed_pilot_has_left_goes_when_the_next_one_starts(site: Site, state: str) -> None:
+    """What one that lives holds, what one is just making, and what has no lock stays."""
+    left = site.worker / "glide_abcDEF"
+    (left / "execute" / "dir_7").mkdir(parents=True)
+    (left / "execute").chmod(0o500)
+    lock = left / ("other" if state == "somebody's" else ".alive")
+    lock.touch()
+    if state != "young":
+        os.utime(lock, (time.time() - 120, time.time() - 120))
+    with lock.open() as held:
+        if state == "alive":
+            fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run(site.command(), cwd=site.worker, env=clean(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert left.exists() == (state != "dead")
+    assert (f"removed {left}, which a dead pilot had left" in done.stdout) == (state == "dead")
+
+
+def test_a_pilot_holds_its_directory_also_through_what_it_has_started(site: Site) -> None:
+    """A start-up script that is killed leaves HTCondor behind: nobody clears that away below it."""
+    sleeping = Staged("sleep.sh", b"#!/bin/bash\nexec sleep 60\n", "exec")
+    site.put("frontend", sleeping)
+    streams = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(site.command(), cwd=site.worker, env=clean(), **streams) as pilot:
+        assert pilot.stdout
+        while "running sleep.sh" not in (line := pilot.stdout.readline()):
+            assert line, "it has ended"
+        (lock,) = site.worker.glob("glide_*/.alive")
+        pilot.kill()
+        with lock.open() as held, pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.killpg(pilot.pid, signal.SIGKILL)
 
 
 # --- what the scripts of the stage decide ---

@@ -504,6 +504,26 @@ make_work_dir() {
     cd "$work_dir" || fail "cannot enter $work_dir"
     # Every process of this pilot carries it: by it they are found at the end.
     export GLIDEIN_WORK_DIR=$work_dir TMPDIR=$work_dir/tmp
+    if command -v flock >/dev/null; then
+        # As long as this script or one that it has started runs, in whichever container.
+        exec {alive}>"$work_dir/.alive" && flock --nonblock "$alive"
+        clear_dead "$base"
+    fi
+}
+
+# clear_dead BASE: what pilots of this account have left that were killed (kill -9, a node short of memory)
+clear_dead() {
+    local dir
+    for dir in "$1"/glide_??????; do
+        [[ -O $dir && ! -L $dir && -f $dir/.alive ]] || continue
+        # One that was made just now has its lock yet to take.
+        [[ -n $(find "$dir/.alive" -mmin +1 2>/dev/null) ]] || continue
+        (
+            flock --nonblock 9 || exit 0
+            chmod -R u+rwX "$dir"
+            rm -rf "$dir" && say "removed $dir, which a dead pilot had left"
+        ) 9<"$dir/.alive" 2>/dev/null
+    done
 }
 
 # copy_proxy SOURCE FILE: in one step, and never readable by others
