@@ -216,8 +216,8 @@ def test_nothing_is_left_on_the_workers(soak):
             running = processes(host(name))
             groups = ok(host(name), "find /sys/fs/cgroup -name 'glexec-*' -type d").split()
             directories = ok(host(name), "find /tmp /var/tmp -maxdepth 1 -name 'glide_*'").split()
-            free = ok(host(name), "for d in %s; do flock --nonblock $d/.alive true && echo $d; done; true"
-                      % " ".join(directories)).split()  # fmt: skip
+            which = f"for d in {' '.join(directories)}; do flock --nonblock $d/.alive true && echo $d; done; true"
+            free = ok(host(name), which).split()
             found[name] = [one.args for one in running if payload.fullmatch(one.user)] + groups + free[1:]
         return {name: left for name, left in found.items() if left}
 
