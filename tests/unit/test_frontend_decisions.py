@@ -21,6 +21,7 @@ from pilotbed.frontend.decisions import (
     Job,
     JobClass,
     LeftOut,
+    Level,
     Size,
     Slot,
     View,
@@ -207,6 +208,22 @@ def test_a_limit_that_is_reached_stops_the_asking(pressure: Pressure, limit: str
     assert found.idle == 0
     assert limit in found.why
     assert ask(jobs(9), have=slots(1, 2))["alpha"].idle == 8
+
+
+@pytest.mark.parametrize("level", ["frontend", "global"])
+def test_limits_and_curbs_hold_at_every_level(level: str) -> None:
+    """glideinWMS's running_glideins_total (100000, curb 90000) and idle_vms_total (1000, 200), ..._global."""
+    def asked(slots: int, idle: int) -> Decision:
+        name = "everybody" if level == "global" else level
+        view = replace(View([jobs(40)], [ALPHA], []), **{name: Level(slots, idle)})
+        return decide(view, NOW, by_site)[0][0]
+
+    assert asked(89999, 199).idle == 40
+    for slots, idle, curb in ((90000, 0, "curb_slots"), (10, 200, "curb_idle")):
+        assert (asked(slots, idle).idle, f"halved by {level}_{curb}" in asked(slots, idle).why) == (20, True)
+    assert asked(99995, 0).idle == 5 // 2
+    for slots, idle, limit in ((100000, 0, "max_slots: 100000 of 100000"), (10, 1000, "max_idle: 1000 of 1000")):
+        assert (asked(slots, idle).idle, asked(slots, idle).why) == (0, f"limit {level}_{limit}")
 
 
 def test_a_limit_leaves_only_its_head_room() -> None:

@@ -35,7 +35,10 @@ class Pressure:
         min_running: pilots wanted at an entry without any job (running_glideins_per_entry.min).
         entry_max_slots, entry_max_idle, entry_curb_idle: slots of one entry (running_glideins_per_entry.max,
             idle_vms_per_entry.max and .curb).
-        max_slots, curb_slots, max_idle, curb_idle: slots of the whole group (*_vms_total).
+        max_slots, curb_slots, max_idle, curb_idle: slots of the whole group (running_glideins_total, idle_vms_total).
+            With ``frontend_`` before the name those of all groups of the frontend, with ``global_`` those of all pilots
+            in the pool, whoever asked for them (the same of the frontend, and ..._total_global). From a curb on half as
+            many are asked for, from a maximum on none.
         least_memory: MB that a partitionable slot needs free to count as idle (partitionable_glidein.min_memory).
         silence: seconds without an ad from its pilot, after which a slot counts no more; a pilot sends one every
             UPDATE_INTERVAL (30 s), and the collector remembers a dead one's for minutes.
@@ -62,6 +65,14 @@ class Pressure:
     curb_slots: int = 90000
     max_idle: int = 1000
     curb_idle: int = 200
+    frontend_max_slots: int = 100000
+    frontend_curb_slots: int = 90000
+    frontend_max_idle: int = 1000
+    frontend_curb_idle: int = 200
+    global_max_slots: int = 100000
+    global_curb_slots: int = 90000
+    global_max_idle: int = 1000
+    global_curb_idle: int = 200
     least_memory: int = 128
     silence: int = 100
     wait_after: int = 6

@@ -35,7 +35,21 @@ from pilotbed.service import event, first_line, read_file
 
 from . import config as settings
 from .config import Config
-from .decisions import Decision, History, Job, LeftOut, Size, Slot, View, classify, decide, merged, name_of, whereabouts
+from .decisions import (
+    Decision,
+    History,
+    Job,
+    LeftOut,
+    Level,
+    Size,
+    Slot,
+    View,
+    classify,
+    decide,
+    merged,
+    name_of,
+    whereabouts,
+)
 
 _log = logging.getLogger("pilotbed.frontend")
 
@@ -138,10 +152,10 @@ class Frontend(Daemon):
         return "CurbMatchmaking" if ad.get("CurbMatchmaking") is True else ""
 
     def slots(self) -> list[Slot]:
-        """Return the slots of our pilots that are alive."""
-        ours = equals(MyType="Machine", GLIDECLIENT_Name=str(self.config.client))
+        """Return the slots of all pilots in the pool that are alive, whoever asked for them."""
+        pilots = f"{equals(MyType='Machine')} && IS_GLIDEIN =?= true"
         alive = f"time() - LastHeardFrom < {self.config.pressure.silence}"
-        ads = self.pool.query(f"{ours} && {alive}", Slot.ATTRIBUTES)
+        ads = self.pool.query(f"{pilots} && {alive}", Slot.ATTRIBUTES)
         found = []
         for ad in ads:
             notes: list[str] = []
@@ -324,7 +338,9 @@ class Frontend(Daemon):
         offers, keys = self.offers()
         # Without the factory's key nothing can be asked of its entries; both come back with its next turn.
         offers = [offer for offer in offers if str(offer.name) in keys]
-        (jobs, blind), slots = self.jobs(), self.slots()
+        (jobs, blind), everybody = self.jobs(), self.slots()
+        slots = [slot for slot in everybody if slot.client == str(config.client)]
+        frontend = Level.of(slot for slot in everybody if slot.client.rpartition(".")[0] == config.frontend)
         now = time.time()
         classes = classify(jobs, now, config.pressure.old_idle)
         places = whereabouts(jobs, slots, offers)
@@ -332,7 +348,8 @@ class Frontend(Daemon):
         signed = stage.main.sign, stage.group.sign
         if any(slot.stage == signed for slot in slots):
             self.tried = signed
-        view = View(classes, offers, slots, places, self.history, self.stopped_why, blind, signed != self.tried)
+        view = View(classes, offers, slots, places, self.history, self.stopped_why, blind, signed != self.tried,
+                    frontend, Level.of(everybody))  # fmt: skip
         decisions, left_out = decide(view, config.pressure, self.match, self.apart)
         self.left_out = merged([*left_out, *self.left_out])
         for one in self.left_out[:NAMED]:

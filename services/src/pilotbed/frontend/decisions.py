@@ -219,6 +219,8 @@ class Slot:
     #: The shell of a partitionable slot that holds dynamic ones: it is not a place for a job of its own.
     shell: bool
     size: Size = Size(0)
+    #: ``FRONTEND.GROUP`` that asked for the pilot.
+    client: str = ""
     #: Digests that the pilot was given of the frontend's stage area, its own and its group's.
     stage: tuple[str, str] = ("", "")
 
@@ -226,7 +228,7 @@ class Slot:
     ATTRIBUTES = (
         "Name", "State", "Activity", "PartitionableSlot", "TotalSlots", "Cpus", "Memory", "GLIDEIN_Entry_Name",
         "GLIDEIN_Name", "GLIDEIN_Factory", "TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk", "TotalSlotGPUs",
-        "GLIDECLIENT_Signature", "GLIDECLIENT_Group_Signature",
+        "GLIDECLIENT_Name", "GLIDECLIENT_Signature", "GLIDECLIENT_Group_Signature",
     )  # fmt: skip
 
     @classmethod
@@ -247,6 +249,7 @@ class Slot:
             running=not partitionable and ad.get("State") == "Claimed",
             shell=partitionable and not whole,
             size=Size.of_slot(ad, notes),
+            client=text(ad, "GLIDECLIENT_Name", "", notes=notes),
             stage=(text(ad, "GLIDECLIENT_Signature", "", notes=notes),
                    text(ad, "GLIDECLIENT_Group_Signature", "", notes=notes)),
         )  # fmt: skip
@@ -507,6 +510,20 @@ def _ceil(number: float) -> int:
 
 
 @dataclass(frozen=True)
+class Level:
+    """Places for jobs of some pilots, and those idle."""
+
+    slots: int = 0
+    idle: int = 0
+
+    @classmethod
+    def of(cls, slots: Iterable[Slot]) -> Level:
+        """Count them. A partitionable pilot with one job shows two slots, itself and the dynamic one: places count."""
+        places = [slot.idle for slot in slots if slot.idle or not slot.shell]
+        return cls(len(places), sum(places))
+
+
+@dataclass(frozen=True)
 class View:
     """What a turn sees.
 
@@ -519,6 +536,8 @@ class View:
         stopped: why nothing may be asked for at all; empty in good times.
         blind: whether the jobs of some schedd are not known: then no turn counts as one without idle jobs, and nothing
             is taken back.
+        frontend: of the slots of all groups of the frontend.
+        everybody: of those of all pilots in the pool, whoever asked for them.
         untried: whether no pilot with the stage area of now has come into the pool yet.
     """
 
@@ -530,18 +549,22 @@ class View:
     stopped: str = ""
     blind: bool = False
     untried: bool = False
+    frontend: Level = Level()
+    everybody: Level = Level()
 
 
 @dataclass(frozen=True)
 class Places:
-    """Places for jobs: at one entry, those idle there, jobs that run there or may; and of the whole group."""
+    """Places for jobs: at one entry, those idle there, jobs that run there or may; and of more than the entry.
+
+    ``levels`` by what the names of their limits begin with: of the group (nothing), ``frontend_`` and ``global_``.
+    """
 
     here: int
     idle: int
     running: int
     astray: int
-    all: int
-    all_idle: int
+    levels: Mapping[str, Level]
 
 
 def decide(
@@ -555,7 +578,7 @@ def decide(
         match: whether a job's attributes (MY) match an entry's (TARGET).
         guard: around each class of jobs and each entry; an entry where it stops an exception has no decision.
     """
-    # A partitionable pilot with one job shows two slots, itself and the dynamic one: count places for jobs.
+    levels = {"": Level.of(view.slots), "frontend_": view.frontend, "global_": view.everybody}
     slots = [slot for slot in view.slots if slot.idle or not slot.shell]
     total, idle = Counter(slot.entry for slot in slots), Counter(slot.entry for slot in slots if slot.idle)
     seen: dict[str, list[Size]] = {}
@@ -572,9 +595,8 @@ def decide(
     decisions = []
     for offer in offers:
         name = offer.full_name
-        places = Places(
-            total[name], idle[name], view.places.running.get(name, 0), view.places.astray, len(slots), idle.total()
-        )
+        running = view.places.running.get(name, 0)
+        places = Places(total[name], idle[name], running, view.places.astray, levels)
         stopped = view.stopped or ("entry is in downtime" if offer.in_downtime else "")
         with guard(f"entry {name}"):
             decisions.append(_decide(offer, shares[name], places, histories[name], pressure, stopped=stopped,
@@ -654,29 +676,32 @@ def _decide(
 
 def _hard_limit(places: Places, pressure: Pressure) -> str:
     """Return the limit that has been reached; empty if none."""
-    for name, count, limit in (
-        ("entry_max_slots", places.here, pressure.entry_max_slots),
-        ("entry_max_idle", places.idle, pressure.entry_max_idle),
-        ("max_slots", places.all, pressure.max_slots),
-        ("max_idle", places.all_idle, pressure.max_idle),
-    ):
-        if count >= limit:
+    for name, count in _counted(places, "max"):
+        if count >= (limit := getattr(pressure, name)):
             return f"limit {name}: {count} of {limit}"
     return ""
 
 
+def _counted(places: Places, what: str) -> Iterator[tuple[str, int]]:
+    """Yield the names of limits (``max``) or curbs (``curb``), of the entry and of each level, and what they limit."""
+    if what == "max":
+        yield "entry_max_slots", places.here
+    yield f"entry_{what}_idle", places.idle
+    for prefix, level in places.levels.items():
+        yield f"{prefix}{what}_slots", level.slots
+        yield f"{prefix}{what}_idle", level.idle
+
+
 def _ask(effective: int, old_effective: int, places: Places, pressure: Pressure) -> tuple[int, str]:
     """Return how many idle pilots to ask for when ``effective`` jobs wait and no limit is reached."""
-    room = min(effective, pressure.entry_max_slots - places.here, pressure.max_slots - places.all)
+    # The head-room of slots, not of idle ones: a real frontend asked for 37 pilots for 111 jobs, with at most 100 idle.
+    slots = [(name, count) for name, count in _counted(places, "max") if name.endswith("_slots")]
+    room = min(effective, *(getattr(pressure, name) - count for name, count in slots))
     ask = int(room / pressure.attenuation) + min(old_effective // 3, pressure.reserve)
     ask = min(ask, pressure.max_request)
     why = f"jobs without a slot: {effective}"
-    for name, count, curb in (
-        ("entry_curb_idle", places.idle, pressure.entry_curb_idle),
-        ("curb_slots", places.all, pressure.curb_slots),
-        ("curb_idle", places.all_idle, pressure.curb_idle),
-    ):
-        if count >= curb:
+    for name, count in _counted(places, "curb"):
+        if count >= getattr(pressure, name):
             ask //= 2
             why += f", halved by {name}"
     return max(ask, 1), why
