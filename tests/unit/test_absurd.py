@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,10 @@ from pilotbed.factory.config import Frontend as Client_
 from pilotbed.factory.daemon import Factory
 from pilotbed.factory.decisions import Pilot
 from pilotbed.frontend.config import Config, Pressure, Schedd
+from pilotbed.frontend.config import Factory as Trusted_
 from pilotbed.frontend.daemon import Frontend, credential_id
 from pilotbed.frontend.decisions import Job, Slot
+from pilotbed.pool import PoolError
 from pilotbed.pool.door import classad, plain
 from pilotbed.pool.values import LARGEST, AbsurdValue, Ad, Expr, Value, number, text
 from pilotbed.protocol.ads import (
@@ -92,8 +94,9 @@ SCHEDD: Ad = {
     "TransferQueueNumUploading": 0, "TransferQueueMaxUploading": 100, "CurbMatchmaking": False,
 }  # fmt: skip
 SLOT: Ad = {
-    "MyType": "Machine", "GLIDECLIENT_Name": "vo.main", "LastHeardFrom": 2**40, "Name": "slot1@pilot@wn",
-    "State": "Claimed", "Activity": "Busy", "PartitionableSlot": True, "TotalSlots": 1, "Cpus": 1, "Memory": 2000,
+    "MyType": "Machine", "IS_GLIDEIN": True, "GLIDECLIENT_Name": "vo.main", "LastHeardFrom": 2**40,
+    "Name": "slot1@pilot@wn", "State": "Claimed", "Activity": "Busy", "PartitionableSlot": True, "TotalSlots": 1,
+    "Cpus": 1, "Memory": 2000,
     "GLIDEIN_Entry_Name": "beta", "GLIDEIN_Name": "v1", "GLIDEIN_Factory": "factory", "TotalSlotCpus": 1,
     "TotalSlotMemory": 2000, "TotalSlotDisk": 9_000_000, "TotalSlotGPUs": 0,
 }  # fmt: skip
@@ -101,13 +104,14 @@ WAITING = job(1)
 
 
 @contextmanager
-def frontend(pool: Pool) -> Iterator[Frontend]:
+def frontend(pool: Pool, factories: Sequence[str] = ("factory",)) -> Iterator[Frontend]:
     with place() as directory, pool.installed("pilotbed.frontend.daemon"):
         (directory / "proxy.pem").write_text(pilot_proxy())
         manifest(directory / "manifest.json", groups=["main"])
         yield Frontend(
-            Config("vo", "main", FRONTEND_ID, "cert", "key", "vo", "pilot", "pool", (Schedd("submit"),), "factory",
-                   FACTORY_ID, directory / "proxy.pem", manifest=directory / "manifest.json",
+            Config("vo", "main", FRONTEND_ID, "cert", "key", "vo", "pilot", "pool", (Schedd("submit"),),
+                   tuple(Trusted_(one, FACTORY_ID) for one in factories), directory / "proxy.pem",
+                   manifest=directory / "manifest.json",
                    status=directory / "state.json", downtime=directory / "downtime",
                    pressure=Pressure(attenuation=1))
         )  # fmt: skip
@@ -237,6 +241,39 @@ def test_a_defect_in_one_entry_is_its_own_affair(caplog: pytest.LogCaptureFixtur
         assert state(daemon)["errors"] == 3
     assert caplog.text.count("Traceback") == 1
     assert "request to beta@v1@factory" in caplog.text
+
+
+def test_of_two_factories_one_may_be_away() -> None:
+    """Each is asked for pilots of its own entries, in its own collector; the jobs of one that is away are the other's."""
+    second = FactoryName("v1", "second")
+    first_pool = Pool([global_offer(), offer("alpha"), SCHEDD], [job(1, DESIRED_Sites="alpha,beta")] * 4)
+    other_pool = Pool([global_offer(OTHER_KEY, second), offer("beta", OTHER_KEY, second)])
+    with frontend(first_pool, ("first", "second")) as daemon:
+        daemon.factories[1].collector = other_pool  # type: ignore[assignment]
+        daemon.turn()
+        daemon.turn()
+        assert (asked(first_pool, "alpha"), asked(other_pool, "beta")) == (2, 2)
+        assert asked(first_pool, "beta") is asked(other_pool, "alpha") is None
+        assert len(daemon.sessions) == 2
+        with mock.patch.object(other_pool, "query", side_effect=PoolError("away")):
+            daemon.turn()
+            assert asked(first_pool, "alpha") == 5, "four, and one more for jobs that have waited long"
+            with mock.patch.object(first_pool, "query", side_effect=PoolError("away, too")), pytest.raises(PoolError):
+                daemon.turn()
+        with mock.patch.object(other_pool, "advertise", side_effect=PoolError("full")):
+            daemon.turn()
+            assert asked(first_pool, "alpha") == 2
+
+
+def test_a_factory_that_takes_anothers_name_is_left_out() -> None:
+    first_pool = Pool([global_offer(), offer("alpha"), SCHEDD], [WAITING])
+    other_pool = Pool([global_offer(OTHER_KEY)])
+    with frontend(first_pool, ("first", "second")) as daemon:
+        daemon.factories[1].collector = other_pool  # type: ignore[assignment]
+        daemon.turn()
+        assert asked(first_pool) == 1
+        assert other_pool.sent == []
+        assert daemon.absurd == {"offers_left_out": 1}
 
 
 def drop_file(path: Path) -> None:

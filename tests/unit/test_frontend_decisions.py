@@ -12,7 +12,7 @@ import classad2
 import htcondor2  # noqa: F401 (brings the functions on string lists into ClassAds)
 import pytest
 import yaml
-from pilotbed.frontend.config import DEFAULT_MATCH, Config, Pressure
+from pilotbed.frontend.config import DEFAULT_MATCH, Config, Factory, Pressure
 from pilotbed.frontend.daemon import credential_id
 from pilotbed.frontend.decisions import (
     ASSUMED_MEMORY,
@@ -563,8 +563,8 @@ def test_pilots_are_not_taken_back_while_a_schedd_cannot_be_asked() -> None:
 def group(vo: str) -> Config:
     return Config(
         frontend="gridlab", group="main", vo=vo, identity="frontend@grid.test", certificate="", key="",
-        security_name="gridlab", security_class="pilot", pool="central:9618", schedds=(), factory="factory:9618",
-        factory_identity="factory@grid.test", proxy=Path("/nowhere"),
+        security_name="gridlab", security_class="pilot", pool="central:9618", schedds=(),
+        factories=(Factory("factory:9618", "factory@grid.test"),), proxy=Path("/nowhere"),
     )  # fmt: skip
 
 

@@ -98,24 +98,31 @@ class Schedd:
 
 
 @dataclass(frozen=True)
+class Factory:
+    """A factory: its collector (host:port), and the only sender there whose entries are believed."""
+
+    collector: str
+    identity: str
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole file. Times in seconds.
 
     Args:
         frontend, group: the names; together FRONTEND.GROUP, which pilots carry as GLIDECLIENT_Name.
-        identity: what the factory's collector makes of our certificate.
+        identity: what the factories' collectors make of our certificate.
         certificate, key: our own service certificate, to authenticate with (files; ``$CREDENTIALS_DIRECTORY/...`` for
             a credential that systemd loads).
-        security_name, security_class: as the factory has them configured.
+        security_name, security_class: as the factories have them configured.
         pool: host:port of the users' collector.
         schedds: whose jobs count.
-        factory: host:port of the factory's collector.
-        factory_identity: the only sender whose entries are believed.
-        proxy: the pilots' proxy, to send to the factory.
+        factories: whose entries are asked for pilots; one that is away is asked for none meanwhile.
+        proxy: the pilots' proxy, to send to the factories.
         vo: the VO whose jobs count, at entries that accept it or do not say; empty for any.
         jobs, job_attributes, match: which jobs count, what of them the match looks at, and the match: a ClassAd
             expression with the job as MY and the entry as TARGET. What a job's size asks for is matched besides.
-        entries: constraint on the factory's entries.
+        entries: constraint on the factories' entries.
         parameters: set for pilots.
         manifest: written by pilotbed-stage.
         status: status file for tools.
@@ -132,8 +139,7 @@ class Config:
     security_class: str
     pool: str
     schedds: tuple[Schedd, ...]
-    factory: str
-    factory_identity: str
+    factories: tuple[Factory, ...]
     proxy: Path
     vo: str = ""
     jobs: str = DEFAULT_JOBS
@@ -149,6 +155,8 @@ class Config:
     pressure: Pressure = field(default_factory=Pressure)
 
     def __post_init__(self) -> None:
+        if not self.factories:
+            raise ValueError("factories: there is none; [[factories]] needs a collector and an identity")
         try:
             check_name(self.frontend, "frontend", at=False)
             check_name(self.group, "group", at=False)
@@ -164,7 +172,7 @@ class Config:
 
     @property
     def which_entries(self) -> str:
-        """The constraint on the factory's entries."""
+        """The constraint on the factories' entries."""
         if not self.vo:
             return self.entries
         accepted = f"stringListMember({quote(self.vo)}, GLIDEIN_Supported_VOs)"

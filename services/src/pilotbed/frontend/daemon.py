@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def credential_id(path: Path, dn: str) -> str:
     return hashlib.sha256(f"{path}\0{dn}".encode()).hexdigest()[:8].upper()
 
 
+@dataclass
+class Wms:
+    """A factory as it is met: its collector, whom to believe there, and the requests that are left there."""
+
+    collector: Collector
+    identity: str
+    address: str
+    asked: set[str] = field(default_factory=set)
+
+
 class Frontend(Daemon):
     """One frontend group: what it remembers from turn to turn, and the turn itself."""
 
@@ -71,12 +82,13 @@ class Frontend(Daemon):
         self.config = config
         self.match = Expression(config.match)
         self.pool = Collector(config.pool)
-        self.wms = Collector(config.factory)
+        self.factories = [Wms(Collector(one.collector), one.identity, one.collector) for one in config.factories]
+        #: The factory of each name, as its ads say it.
+        self.wms: dict[str, Wms] = {}
         self.history: dict[str, History] = {}
         self.sessions: dict[str, tuple[SessionKey, str]] = {}
         self.entries: dict[str, dict[str, Any]] = {}
         self.left_out: list[LeftOut] = []
-        self.asked: set[str] = set()
         self.proxy: Proxy | None = None
         #: What the factory has said of each entry, by its full name; why a schedd's idle jobs do not count; and what
         #: stops all.
@@ -165,23 +177,45 @@ class Frontend(Daemon):
         return found
 
     def offers(self) -> tuple[list[Offer], dict[str, GlobalOffer]]:
-        """Return entries and factory keys, from the trusted factory only."""
+        """Return entries and factory keys, from the trusted factories only.
+
+        Raises:
+            PoolError: none of them could be asked.
+        """
+        offers: list[Offer] = []
+        keys: dict[str, GlobalOffer] = {}
+        missing = []
+        self.answers, self.wms = {}, {}
+        for wms in self.factories:
+            try:
+                self.offers_of(wms, offers, keys)
+            except PoolError as error:
+                missing.append(error)
+                self.say(f"factory {wms.address}", "factory-missing", factory=wms.address, why=error)
+        if len(missing) == len(self.factories):
+            raise missing[0]
+        self.sessions = {key.key_id: self.sessions[key.key_id] for key in keys.values()}
+        return sorted(offers, key=lambda offer: offer.full_name), keys
+
+    def offers_of(self, wms: Wms, offers: list[Offer], keys: dict[str, GlobalOffer]) -> None:
+        """Add those of one factory."""
         offer, key, answer = Kind.OFFER.my_type, Kind.GLOBAL_OFFER.my_type, Kind.ANSWER.my_type
         entries = f"({equals(GlideinMyType=offer)}) && ({self.config.which_entries})"
         answers = equals(GlideinMyType=answer, ReqClientName=str(self.config.client))
-        ads = self.wms.query(f"({entries}) || ({any_of('GlideinMyType', [key])}) || ({answers})")
-        offers, keys = [], {}
-        self.answers = {}
+        ads = wms.collector.query(f"({entries}) || ({any_of('GlideinMyType', [key])}) || ({answers})")
         for ad in ads:
             name = f"{ad.get('GlideinMyType')} {ad.get('Name')}"
-            if ad.get("AuthenticatedIdentity") != self.config.factory_identity:
-                why = f"sent by {ad.get('AuthenticatedIdentity')}, not {self.config.factory_identity}"
+            if ad.get("AuthenticatedIdentity") != wms.identity:
+                why = f"sent by {ad.get('AuthenticatedIdentity')}, not {wms.identity}"
                 self.leave_out("offers", name, why)
                 continue
             with self.apart(f"offer {name}"):
                 try:
                     if ad.get("GlideinMyType") == key:
                         found = GlobalOffer.from_ad(ad)
+                        if (known := self.wms.setdefault(str(found.name), wms)) is not wms:
+                            self.leave_out("offers", name, f"the factory at {known.address} is called so, too")
+                            continue
                         self.session(found)
                         keys[str(found.name)] = found
                     elif ad.get("GlideinMyType") == answer:
@@ -194,7 +228,6 @@ class Frontend(Daemon):
                         offers.append(one)
                 except ProtocolError as error:
                     self.leave_out("offers", name, error)
-        return sorted(offers, key=lambda offer: offer.full_name), keys
 
     def stage(self) -> ClientStage:
         """Return where pilots find our own files."""
@@ -233,30 +266,44 @@ class Frontend(Daemon):
         """Return the session key for a factory's key, and that wrapped for it; the same as long as the key is."""
         if key.key_id not in self.sessions:
             session = SessionKey.new()
-            self.sessions = {key.key_id: (session, session.wrapped(key.public_pem))}
+            self.sessions[key.key_id] = session, session.wrapped(key.public_pem)
         return self.sessions[key.key_id]
 
     def ask(self, decisions: Sequence[Decision], keys: dict[str, GlobalOffer], pem: str, stage: ClientStage) -> None:
-        """Send credentials and requests to the factory, and the decisions to the users' pool."""
+        """Send credentials and requests to the factories, and the decisions to the users' pool."""
+        failed = []
+        for name, wms in self.wms.items():
+            try:
+                here = [decision for decision in decisions if str(decision.offer.name) == name]
+                self.ask_one(wms, here, keys[name], pem, stage)
+            except PoolError as error:
+                failed.append(error)
+                self.say(f"factory {wms.address}", "factory-missing", factory=wms.address, why=error)
+        self.tell_users(decisions)
+        if failed and len(failed) == len(self.wms):
+            raise failed[0]
+
+    def ask_one(
+        self, wms: Wms, decisions: Sequence[Decision], key: GlobalOffer, pem: str, stage: ClientStage
+    ) -> None:
+        """Send them to one of them."""
         config = self.config
         requests, globals_ = [], []
         if self.proxy is not None:
             name = credential_id(config.proxy, self.proxy.dn)
-            for key in keys.values():
-                session, code = self.session(key)
-                values = Credentials.values(config.security_name, {name: (config.security_class, pem)})
-                sealed = Sealed.seal(session, code, key.key_id, config.identity, values)
-                globals_.append(Credentials(str(key.name), config.client, sealed).to_ad())
+            session, code = self.session(key)
+            values = Credentials.values(config.security_name, {name: (config.security_class, pem)})
+            sealed = Sealed.seal(session, code, key.key_id, config.identity, values)
+            globals_.append(Credentials(str(key.name), config.client, sealed).to_ad())
             for decision in decisions:
                 with self.apart(f"request to {decision.offer.full_name}"):
-                    requests.append(self.request(decision, keys[str(decision.offer.name)], name, stage))
-        self.wms.advertise(globals_, Kind.CREDENTIALS.update)
-        self.wms.advertise([request.to_ad() for request in requests], Kind.REQUEST.update)
+                    requests.append(self.request(decision, key, name, stage))
+        wms.collector.advertise(globals_, Kind.CREDENTIALS.update)
+        wms.collector.advertise([request.to_ad() for request in requests], Kind.REQUEST.update)
         names = {request.name for request in requests}
-        if gone := self.asked - names:
-            self.wms.invalidate(Kind.REQUEST.my_type, any_of("Name", sorted(gone)), Kind.REQUEST.invalidate)
-        self.asked = names
-        self.tell_users(decisions)
+        if gone := wms.asked - names:
+            wms.collector.invalidate(Kind.REQUEST.my_type, any_of("Name", sorted(gone)), Kind.REQUEST.invalidate)
+        wms.asked = names
 
     def request(self, decision: Decision, key: GlobalOffer, credential: str, stage: ClientStage) -> Request:
         """Return what is asked of one entry, for its factory's ``key``, by the name of a credential."""
@@ -314,8 +361,12 @@ class Frontend(Daemon):
     def withdraw(self) -> None:
         """Take back everything that was asked for."""
         mine = equals(ClientName=str(self.config.client))
-        for kind in (Kind.REQUEST, Kind.CREDENTIALS):
-            self.wms.invalidate(kind.my_type, mine, kind.invalidate)
+        for wms in self.factories:
+            try:
+                for kind in (Kind.REQUEST, Kind.CREDENTIALS):
+                    wms.collector.invalidate(kind.my_type, mine, kind.invalidate)
+            except PoolError as error:
+                _log.warning(event("not-withdrawn", factory=wms.address, why=error))
         for kind in (Kind.RESOURCE, Kind.GROUP):
             self.pool.invalidate(kind.my_type, equals(GlideClientName=str(self.config.client)), kind.invalidate)
 
@@ -359,7 +410,8 @@ class Frontend(Daemon):
         self.history = {name: one for name, one in self.history.items() if name in there}
         self.history |= {decision.offer.full_name: decision.history for decision in decisions}
         if not decisions:
-            self.say("entries", "no-entries", factory=config.factory, trusted=config.factory_identity)
+            self.say("entries", "no-entries", factories=",".join(one.collector for one in config.factories),
+                     trusted=",".join(one.identity for one in config.factories))  # fmt: skip
         self.note(decisions, int(now))
 
     def note(self, decisions: Sequence[Decision], now: int) -> None:
@@ -388,7 +440,8 @@ def start(config: Config) -> Frontend:
     """Open the door to the pools with the frontend's own certificate and return the frontend."""
     certificate, key = (Path(os.path.expandvars(path)) for path in (config.certificate, config.key))
     open_door(Identity(certificate, key))
-    _log.info(event("start", client=config.client, pool=config.pool, factory=config.factory, match=config.match))
+    _log.info(event("start", client=config.client, pool=config.pool,
+                    factories=",".join(one.collector for one in config.factories), match=config.match))
     return Frontend(config)
 
 
