@@ -244,7 +244,7 @@ def test_a_defect_in_one_entry_is_its_own_affair(caplog: pytest.LogCaptureFixtur
 
 
 def test_of_two_factories_one_may_be_away() -> None:
-    """Each is asked for pilots of its own entries, in its own collector; the jobs of one that is away are the other's."""
+    """Each is asked for pilots of its own entries; the jobs of one that is away are the other's."""
     second = FactoryName("v1", "second")
     first_pool = Pool([global_offer(), offer("alpha"), SCHEDD], [job(1, DESIRED_Sites="alpha,beta")] * 4)
     other_pool = Pool([global_offer(OTHER_KEY, second), offer("beta", OTHER_KEY, second)])

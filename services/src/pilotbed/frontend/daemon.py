@@ -297,7 +297,7 @@ class Frontend(Daemon):
             globals_.append(Credentials(str(key.name), config.client, sealed).to_ad())
             for decision in decisions:
                 with self.apart(f"request to {decision.offer.full_name}"):
-                    requests.append(self.request(decision, key, name, stage))
+                    requests.append(self.request(decision, key, name, stage, wms.address.partition(":")[0]))
         wms.collector.advertise(globals_, Kind.CREDENTIALS.update)
         wms.collector.advertise([request.to_ad() for request in requests], Kind.REQUEST.update)
         names = {request.name for request in requests}
@@ -305,8 +305,10 @@ class Frontend(Daemon):
             wms.collector.invalidate(Kind.REQUEST.my_type, any_of("Name", sorted(gone)), Kind.REQUEST.invalidate)
         wms.asked = names
 
-    def request(self, decision: Decision, key: GlobalOffer, credential: str, stage: ClientStage) -> Request:
-        """Return what is asked of one entry, for its factory's ``key``, by the name of a credential."""
+    def request(
+        self, decision: Decision, key: GlobalOffer, credential: str, stage: ClientStage, node: str
+    ) -> Request:
+        """Return what is asked of one entry, for its factory's ``key`` and ``node``, by the name of a credential."""
         config, counts = self.config, decision.counts
         session, code = self.session(key)
         values = {
@@ -324,7 +326,7 @@ class Frontend(Daemon):
             margin=0,
             idle_lifetime=config.pressure.idle_lifetime,
             stage=stage,
-            parameters=config.parameters,
+            parameters={"GLIDECLIENT_ReqNode": node} | dict(config.parameters),
             sealed=Sealed.seal(session, code, key.key_id, config.identity, values),
             monitor={
                 "Idle": counts["JobsIdle"],
