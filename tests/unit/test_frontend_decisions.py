@@ -104,6 +104,40 @@ def test_who_asks_for_no_more_than_the_canaries_is_not_held_back() -> None:
     assert decide(view, NOW, by_site) == decide(replace(view, untried=False), NOW, by_site)
 
 
+# -- pilots that match, and that no job wants
+
+
+@pytest.mark.parametrize(
+    ("unused", "ago", "idle", "old", "asks"),
+    [
+        (0, 0, 9, 9, True),
+        (1, 299, 9, 9, False),
+        (1, 300, 9, 9, True),
+        (2, 599, 9, 9, False),
+        (2, 600, 9, 9, True),
+        (9, 3599, 9, 9, False),
+        (90, 3600, 9, 9, True),
+        (1, 10, 9, 8, True),  # one has come since: it may be another kind
+        (1, 10, 0, 0, True),
+    ],
+)
+def test_an_entry_whose_pilots_no_job_wants_is_left_in_peace(
+    unused: int, ago: float, idle: int, old: int, asks: bool
+) -> None:
+    view = View([jobs(idle, old_idle=old)], [ALPHA], [], unused={ALPHA.full_name: (unused, ago)})
+    (one,), _ = decide(view, NOW, by_site)
+    if asks:
+        assert (one.idle > 0) == (idle > 0)
+        assert "in peace" not in one.why
+    else:
+        assert (one.idle, one.why) == (
+            0, f"no job started in the last {unused} pilots that matched: the next one in "
+               f"{min(300 * 2 ** (unused - 1), 3600) - ago:.0f} s"
+        )  # fmt: skip
+    never, _ = decide(view, replace(NOW, backoff=0), by_site)
+    assert never == decide(replace(view, unused={}), NOW, by_site)[0]
+
+
 # -- which entry
 
 

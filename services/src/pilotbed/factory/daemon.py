@@ -27,7 +27,7 @@ from .config import PARAMETERS, Config, Entry
 from .credentials import Store
 from .decisions import Decision, Patience, Pilot, grouped, manage, tend
 from .downtime import Downtime
-from .failures import Failures
+from .endings import Endings
 from .renewals import Renewals
 from .states import State
 from .submission import Submission
@@ -58,7 +58,7 @@ class Factory(Daemon):
         self.renewals = Renewals(config.certificates)
         #: Of the pilots' HTCondor: this host's, or one that only its tarball knows (glideinWMS then says "default").
         self.condor = version() if config.stage.condor == "host" else "default"
-        self.failures = Failures(config.directory / "log")
+        self.endings = Endings(config.directory / "log")
         #: When outputs of pilots are looked at again.
         self.look_at = 0.0
         #: The entries in downtime, as their ads say.
@@ -331,7 +331,7 @@ class Factory(Daemon):
             self.down = down
         answers = [
             answer_ad(config.name, request.entry_short, request, decision.monitor()
-                      | self.failures.monitor(request.entry_short, decision.trusted.outputs))
+                      | self.endings.monitor(request.entry_short, decision.trusted.outputs, time.time()))
             for decision in decisions for request in (decision.trusted.request,)
         ]  # fmt: skip
         self.collector.advertise(answers, Kind.ANSWER.update)
@@ -399,7 +399,7 @@ class Factory(Daemon):
             self.look_at = now + LOOK
             for name in self.entries:
                 with self.apart(f"outputs of entry {name}"):
-                    self.failures.look(name, now)
+                    self.endings.look(name, now)
         with self.apart("downtimes"):
             self.clear(schedd, pilots, downtimes)
         with self.apart("renewals"):

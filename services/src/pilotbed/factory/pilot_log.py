@@ -20,7 +20,7 @@ from pathlib import Path
 from pilotbed.settings import SettingsError, load
 
 from .config import Config
-from .failures import read
+from .endings import read
 
 #: Octets of one log that are unpacked, and of a stream that are read: a pilot packs 500,000 of each log.
 MOST = 4 << 20
@@ -71,9 +71,13 @@ class Output:
     def line(self) -> str:
         """Return one line about it."""
         when = self.path.stat().st_mtime
-        failure = read(self.path, when)
-        ended = f"failed in {failure.test}: {failure.why}" if failure else (
-            "ended" if "=== Glidein ending" in self.text("out") else "has not come home, or only in part")  # fmt: skip
+        ending = read(self.path, when)
+        if ending is None:
+            ended = "has not come home, or only in part"
+        elif ending.test:
+            ended = f"failed in {ending.test}: {ending.why}"
+        else:
+            ended = "ended" if ending.jobs is None else f"ended, after {ending.jobs} jobs"
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
         return f"{stamp}  {self.job}  {self.entry}  {printable(ended)}"
 

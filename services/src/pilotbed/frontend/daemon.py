@@ -338,6 +338,14 @@ class Frontend(Daemon):
             },
         )
 
+    def unused(self, now: float) -> dict[str, tuple[int, float]]:
+        """Return by entry how many pilots in a row no job wanted, as its factory says, and the last one's age."""
+        found = {}
+        for name, said in self.answers.items():
+            if count := number(said, "Unused", 0, notes=[]):
+                found[name] = count, max(now - number(said, "UnusedLast", int(now), notes=[]), 0)
+        return found
+
     def tell_users(self, decisions: Sequence[Decision]) -> None:
         """Publish what was decided in the users' pool, for pilotbed-why: useful, but nothing hangs on it."""
         config = self.config
@@ -402,7 +410,7 @@ class Frontend(Daemon):
         if any(slot.stage == signed for slot in slots):
             self.tried = signed
         view = View(classes, offers, slots, places, self.history, self.stopped_why, blind, signed != self.tried,
-                    frontend, Level.of(everybody))  # fmt: skip
+                    frontend, Level.of(everybody), self.unused(now))  # fmt: skip
         decisions, left_out = decide(view, config.pressure, self.match, self.apart)
         self.left_out = merged([*left_out, *self.left_out])
         for one in self.left_out[:NAMED]:

@@ -31,6 +31,8 @@ _LARGE = 2**53
 #: What a pilot has of each core at most, where neither its entry nor a pilot that was there says it: MB.
 ASSUMED_MEMORY = 1 << 16
 ASSUMED_DISK = 1 << 20
+#: Seconds that an entry is left in peace for at most.
+LONGEST_PAUSE = 3600
 #: Seconds of a queue's limit that a pilot keeps for its own end (condor_startup.sh).
 KEPT = 220
 #: GLIDEIN_CPUS that leave it to the node (glideinWMS), and the cores of such a pilot before one was there.
@@ -538,6 +540,8 @@ class View:
             is taken back.
         frontend: of the slots of all groups of the frontend.
         everybody: of those of all pilots in the pool, whoever asked for them.
+        unused: by full name of an entry: how many of its pilots in a row no job wanted, and for how many seconds the
+            last one has been over.
         untried: whether no pilot with the stage area of now has come into the pool yet.
     """
 
@@ -551,6 +555,7 @@ class View:
     untried: bool = False
     frontend: Level = Level()
     everybody: Level = Level()
+    unused: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -599,9 +604,21 @@ def decide(
         places = Places(total[name], idle[name], running, view.places.astray, levels)
         stopped = view.stopped or ("entry is in downtime" if offer.in_downtime else "")
         with guard(f"entry {name}"):
+            stopped = stopped or _back_off(shares[name], *view.unused.get(name, (0, 0.0)), pressure)
             decisions.append(_decide(offer, shares[name], places, histories[name], pressure, stopped=stopped,
                                      blind=view.blind, cpus=sizes[name].cpus))  # fmt: skip
     return _canaries(decisions, pressure.canaries) if view.untried else decisions, left_out
+
+
+def _back_off(share: Share, unused: int, ago: float, pressure: Pressure) -> str:
+    """Return why an entry is left in peace for a while: its pilots match, and yet no job starts in them; empty if not.
+
+    Jobs that have come since may be others: they are tried.
+    """
+    pause = min(pressure.backoff * 2 ** min(unused - 1, 10), LONGEST_PAUSE) if unused else 0
+    if ago >= pause or not share.old_idle or share.old_idle < share.idle:
+        return ""
+    return f"no job started in the last {unused} pilots that matched: the next one in {pause - ago:.0f} s"
 
 
 def _canaries(decisions: Sequence[Decision], most: int) -> list[Decision]:

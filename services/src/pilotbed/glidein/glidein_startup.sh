@@ -174,6 +174,7 @@ R
         sed -n 's/^.*\(<metric name="failure".*\)$/    \1/p' <<<"$2"
         printf '  </result>\n  <detail>\n%s\n  </detail>\n' "$(xml "$reason")"
     else
+        sed -n 's/^.*\(<metric name="jobs".*\)$/    \1/p' <<<"$2"
         printf '  </result>\n'
     fi
     printf '</OSGTestResult>\n=== End XML description of glidein activity ===\n'

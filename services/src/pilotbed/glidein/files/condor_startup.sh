@@ -386,4 +386,4 @@ if [[ $status -ne 0 || ! $startd =~ ^$|' with status '(0|99)( |$) ]]; then
     script_error WN_Resource "condor_master ended with code $status; $startd; $(
         grep -h ' ERROR ' "$local_dir"/log/{MasterLog,StartLog} 2>/dev/null | tail -n 1)"
 fi
-script_ok
+script_ok jobs "$(cat "$local_dir"/log/StarterLog.slot* 2>/dev/null | grep -c 'Create_Process succeeded')"
