@@ -46,9 +46,9 @@ class Pressure:
         remember_size: turns for which a pilot's size counts as that of its entry's pilots after none is seen any more;
             then a job that is larger may try one again.
         idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
-        backoff: seconds for which an entry is asked for no more after a pilot that no job wanted, though those that match
-            had waited for longer than old_idle; twice as many after each further one in a row, an hour at most; 0 for
-            never. glideinWMS has none.
+        backoff: seconds for which an entry is asked for no more after a pilot that no job wanted, though those that
+            match had waited for longer than old_idle; twice as many after each further one in a row, an hour at most; 0
+            for never. glideinWMS has none.
         canaries: most pilots that are asked for with a stage area (scripts, attributes) of which no pilot has come into
             the pool yet; what is wrong with it costs so many, not every pilot everywhere. Ours; glideinWMS has none.
         cores_by_share: whether an entry's jobs count with the cores of its share of them. glideinWMS takes the mean of
