@@ -10,8 +10,8 @@ import pytest
 from pilotbed_suite.reach import host
 from pilotbed_suite.support import HOLD, as_user, edited, ok, processes, until, until_none, write
 
-# Pilots that fail are seen where none runs.
-pytestmark = pytest.mark.stage(-1)
+# Pilots that fail are seen where none runs: a site is left without pilots for a while.
+pytestmark = pytest.mark.stage(2)
 
 STAGE = "/etc/pilotbed/frontend-stage.toml"
 #: A script of the VO's that no worker passes.
@@ -67,15 +67,15 @@ def closed(grid, any_site):
 def broken_stage(grid):
     """The VO's own check fails on every worker."""
     frontend = grid.node("frontend")
-    rebuild = "pilotbed-stage --config %s --out /var/lib/pilotbed/frontend/stage"
+    rebuild = "systemctl restart pilotbed-frontend-stage.service"
     write(frontend, BROKEN, SCRIPT, "root", "0644")
     listed = f'\n[[files]]\nname = "astro.sh"\nsource = "{BROKEN}"\ntype = "exec"\n'
     try:
         with edited(frontend, STAGE, "printf %%s %s >> \"$f\"", listed):
-            ok(frontend, rebuild, STAGE)
+            ok(frontend, rebuild)
             yield
     finally:
-        ok(frontend, rebuild, STAGE)
+        ok(frontend, rebuild)
         frontend.run("rm -f %s", BROKEN)
 
 

@@ -122,7 +122,7 @@ class Site:
         """Run a pilot to its end; it must leave nothing behind, whatever happens."""
         done = subprocess.run(
             self.command(**more), cwd=self.worker, env=clean() | (environment or {}), capture_output=True, text=True,
-            timeout=60, check=False,
+            timeout=300, check=False,
         )  # fmt: skip
         assert list(self.worker.iterdir()) == []
         return done

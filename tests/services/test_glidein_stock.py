@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import platform
 import re
@@ -167,7 +168,8 @@ def test_nothing_that_runs_may_be_unsigned_there_either(site: Site) -> None:
 MASTER = b"""#!/bin/bash
 cat "$CONDOR_CONFIG" "${CONDOR_CONFIG%/*}/mapfile"
 set -- $(sed -n 's/^STARTD_CRON_PERIODIC_\\(EXECUTABLE\\|ARGS\\) = //p' "$CONDOR_CONFIG")
-[ $# = 0 ] || { echo FIRST; "$@"; sleep 2; touch "$GLIDEIN_WORK_DIR/changed"; echo SECOND; "$@"; }
+[ $# = 0 ] || { echo FIRST; "$@"; }
+grep -q disk.sh "$3" && { sleep 2; touch "$GLIDEIN_WORK_DIR/changed"; echo SECOND; "$@"; }
 exit 99
 """
 
@@ -185,6 +187,7 @@ def startup(site: Site, tmp_path: Path) -> Iterator[Start]:
         Staged("untar.cfg", b"condor.tar.gz\tcondor\n", output="UNTAR_CFG_FILE"),
         Staged("condor.tar.gz", packed.getvalue(), "untar", output="CONDOR_DIR"),
         script("periodic.sh", "regular", output="PERIODIC_SCRIPT"),
+        Staged("startup.sh", script("condor_startup.sh", "exec").content, output="STARTUP"),
         script("drain.sh", "exec", period=60),
         **last(script("condor_startup.sh", "exec").content.decode()),
     )  # fmt: skip
@@ -321,22 +324,37 @@ def test_a_pool_that_asks_for_a_token_gets_it(site: Site, startup: Start, kinds:
     assert "a.b.c" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("gridmap", "why"),
-    [
-        ("", "does not say who its pool is"),
-        (f'"{FACTORY}" frontend\n', "does not say who its pool is"),
-        (f"{FACTORY} collector1\n", 'is not "DN" NAME'),
-        (f'"{FACTORY}" collector1 x\n', 'is not "DN" NAME'),
-        (f'"{FACTORY}" "collector1"\n', 'is not "DN" NAME'),
-        ('"/CN=x\\" collector1\n', 'is not "DN" NAME'),
-        ('"/CN=x\\\\y" collector1\n', 'is not "DN" NAME'),
-        ('"CN=x" collector1\n', 'is not "DN" NAME'),
-        (f'"{FACTORY}" $(collector)\n', 'is not "DN" NAME'),
-    ],
-)
-def test_a_grid_map_file_of_another_form_is_refused(startup: Start, gridmap: str, why: str) -> None:
-    done = startup(gridmap)
-    assert done.returncode == 1
-    assert why in done.stderr
-    assert "ALLOW_" not in done.stdout
+#: Grid map files that say of nobody who the pool is, or are none, and why each is refused.
+REFUSED = {
+    "": "does not say who its pool is",
+    f'"{FACTORY}" frontend\n': "does not say who its pool is",
+    f"{FACTORY} collector1\n": 'is not "DN" NAME',
+    f'"{FACTORY}" collector1 x\n': 'is not "DN" NAME',
+    f'"{FACTORY}" "collector1"\n': 'is not "DN" NAME',
+    '"/CN=x\\" collector1\n': 'is not "DN" NAME',
+    '"/CN=x\\\\y" collector1\n': 'is not "DN" NAME',
+    '"CN=x" collector1\n': 'is not "DN" NAME',
+    f'"{FACTORY}" $(collector)\n': 'is not "DN" NAME',
+}
+
+
+def test_a_grid_map_file_of_another_form_is_refused(startup: Start) -> None:
+    """All of them in one pilot: a script of the frontend's has condor_startup.sh run with each."""
+    packed = " ".join(base64.b64encode(gridmap.encode()).decode() or "=" for gridmap in REFUSED)
+    again = f"""#!/bin/bash
+    startup=$(sed -n 's/^STARTUP //p' "$1") n=0
+    for map in {packed}; do
+        base64 -d <<<"${{map#=}}" >"$TMPDIR/map"
+        sed '/^GLIDECLIENT_GRIDMAP /d' "$1" >"$1.case" && echo "GLIDECLIENT_GRIDMAP $TMPDIR/map" >>"$1.case"
+        echo "CASE $n" && "$startup" "$1.case" main 2>&1
+        echo "code $?" && n=$((n + 1))
+    done
+    rm -f otrb_output.xml
+    """
+    done = startup(f'"{FACTORY}" collector1\n', File("again.sh", again, "exec"))
+    assert done.returncode == 0, done.stderr
+    for at, why in enumerate(REFUSED.values()):
+        told, _, code = done.stdout.partition(f"CASE {at}\n")[2].partition("\ncode ")
+        assert why in told, (at, told)
+        assert code.startswith("1\n")
+        assert "ALLOW_DAEMON" not in told
