@@ -8,14 +8,14 @@ import re
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import HOLD, as_user, edited, ok, processes, until, until_none, write
+from pilotbed_suite.support import HOLD, as_user, ok, processes, until, until_none, write
 
 # Pilots that fail are seen where none runs: a site is left without pilots for a while.
 pytestmark = pytest.mark.stage(2)
 
 STAGE = "/etc/pilotbed/frontend-stage.toml"
-#: A script of the VO's that no worker passes.
-BROKEN = "/run/pilotbed-test-broken.sh"
+#: A script of the VO's that no worker passes, and the configuration of a stage area with it.
+BROKEN, CHANGED = "/run/pilotbed-test-broken.sh", "/run/pilotbed-test-broken.toml"
 SCRIPT = """#!/bin/bash
 . "$(sed -n 's/^ADD_CONFIG_LINE_SOURCE //p' "$1")"
 glidein_config=$1
@@ -67,16 +67,17 @@ def closed(grid, any_site):
 def broken_stage(grid):
     """The VO's own check fails on every worker."""
     frontend = grid.node("frontend")
-    rebuild = "systemctl restart pilotbed-frontend-stage.service"
-    write(frontend, BROKEN, SCRIPT, "root", "0644")
+    build = "pilotbed-stage --config %s --out /var/lib/pilotbed/frontend/stage"
     listed = f'\n[[files]]\nname = "astro.sh"\nsource = "{BROKEN}"\ntype = "exec"\n'
+    write(frontend, BROKEN, SCRIPT)
+    # Not the file itself: whatever is put back is newer than the units that it is for.
+    write(frontend, CHANGED, ok(frontend, "cat %s", STAGE) + listed)
     try:
-        with edited(frontend, STAGE, "printf %%s %s >> \"$f\"", listed):
-            ok(frontend, rebuild)
-            yield
+        ok(frontend, build, CHANGED)
+        yield
     finally:
-        ok(frontend, rebuild)
-        frontend.run("rm -f %s", BROKEN)
+        ok(frontend, build, STAGE)
+        frontend.run("rm -f %s %s", BROKEN, CHANGED)
 
 
 def test_a_downtime_is_told(submit, alice, any_site, closed, job):
