@@ -87,18 +87,20 @@ class Site:
         """Publish an area: ``factory``, ``factory/entry_alpha``, ``frontend`` or ``frontend/group_main``."""
         area: Area = render(files, extra, loose)
         self.areas[where] = area.descript, area.sign
+        self.empty(where)
+        for name, content in area.files.items():
+            (self.root / where / name).write_bytes(content)
+
+    def empty(self, where: str) -> None:
+        """Have an area's directory there, without the files of an earlier one."""
         (self.root / where).mkdir(parents=True, exist_ok=True)
         for old in (self.root / where).iterdir():
             if old.is_file():
                 old.unlink()
-        for name, content in area.files.items():
-            (self.root / where / name).write_bytes(content)
 
     def put_stock(self, where: str, constants: dict[str, str], *files: stock.File, **more: Any) -> None:
         """Publish an area as glideinWMS would: ``frontend`` or ``frontend/group_main``."""
-        for old in (self.root / where).iterdir():
-            if old.is_file():
-                old.unlink()
+        self.empty(where)
         self.areas[where] = stock.write_area(self.root / where, constants, files, **more)
 
     def options(self) -> dict[str, str]:

@@ -23,7 +23,8 @@ _JOBS = re.compile(r'<metric name="jobs"[^>]*>([0-9]{1,9})<')
 _DETAIL = re.compile(r"<detail>\s*(.*?)\s*</detail>", re.DOTALL)
 #: The script is named beside it.
 _AGAIN = re.compile(r"^\S+ \(\w+\) failed with code \d+: ")
-_OUTPUT = re.compile(r"(.+)\.([0-9]+\.[0-9]+)\.out")
+#: The name of a pilot's output: whose it is, and its job.
+OUTPUT = re.compile(r"(.+)\.([0-9]+\.[0-9]+)\.out")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read(path: Path, when: float) -> Ending | None:
     Raises:
         OSError: it cannot be read.
     """
-    name = _OUTPUT.fullmatch(path.name)
+    name = OUTPUT.fullmatch(path.name)
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - LOOKED_AT, 0))
         text = file.read().decode("utf-8", "replace")

@@ -20,7 +20,7 @@ from pathlib import Path
 from pilotbed.settings import SettingsError, load
 
 from .config import Config
-from .endings import read
+from .endings import OUTPUT, read
 
 #: Octets of one log that are unpacked, and of a stream that are read: a pilot packs 500,000 of each log.
 MOST = 4 << 20
@@ -28,7 +28,6 @@ STREAM = 32 << 20
 
 _JOB = re.compile(r"[0-9]+\.[0-9]+")
 _PILOT = re.compile(r"glidein_[0-9]+_[0-9]+")
-_OUTPUT = re.compile(r".+\.([0-9]+\.[0-9]+)\.out")
 _PACKED = re.compile(
     r"^([A-Za-z0-9_.-]{1,80})\n=+ gzip \| uuencode =+\nbegin-base64 644 -\n([A-Za-z0-9+/=\n]*?)\n====$", re.MULTILINE
 )
@@ -43,8 +42,8 @@ class Output:
     @property
     def job(self) -> str:
         """``CLUSTER.PROC`` in the factory's queue."""
-        found = _OUTPUT.fullmatch(self.path.name)
-        return found[1] if found else ""
+        found = OUTPUT.fullmatch(self.path.name)
+        return found[2] if found else ""
 
     @property
     def entry(self) -> str:
@@ -89,7 +88,7 @@ def printable(text: str) -> str:
 
 def outputs(directory: Path, entry: str = "") -> list[Output]:
     """Return the pilots' outputs below a factory's log directory, the latest last."""
-    found = [Output(path) for path in directory.glob(f"entry_{entry or '*'}/*.out") if _OUTPUT.fullmatch(path.name)]
+    found = [Output(path) for path in directory.glob(f"entry_{entry or '*'}/*.out") if OUTPUT.fullmatch(path.name)]
     return sorted(found, key=lambda one: (one.path.stat().st_mtime, one.path))
 
 

@@ -226,6 +226,11 @@ class Slot:
     #: Digests that the pilot was given of the frontend's stage area, its own and its group's.
     stage: tuple[str, str] = ("", "")
 
+    @property
+    def place(self) -> bool:
+        """Whether it is a place for a job: a partitionable pilot with one shows itself and the dynamic slot."""
+        return self.idle or not self.shell
+
     #: What has to be asked of the collector.
     ATTRIBUTES = (
         "Name", "State", "Activity", "PartitionableSlot", "TotalSlots", "Cpus", "Memory", "GLIDEIN_Entry_Name",
@@ -520,8 +525,8 @@ class Level:
 
     @classmethod
     def of(cls, slots: Iterable[Slot]) -> Level:
-        """Count them. A partitionable pilot with one job shows two slots, itself and the dynamic one: places count."""
-        places = [slot.idle for slot in slots if slot.idle or not slot.shell]
+        """Count them."""
+        places = [slot.idle for slot in slots if slot.place]
         return cls(len(places), sum(places))
 
 
@@ -584,7 +589,7 @@ def decide(
         guard: around each class of jobs and each entry; an entry where it stops an exception has no decision.
     """
     levels = {"": Level.of(view.slots), "frontend_": view.frontend, "global_": view.everybody}
-    slots = [slot for slot in view.slots if slot.idle or not slot.shell]
+    slots = [slot for slot in view.slots if slot.place]
     total, idle = Counter(slot.entry for slot in slots), Counter(slot.entry for slot in slots if slot.idle)
     seen: dict[str, list[Size]] = {}
     for slot in view.slots:

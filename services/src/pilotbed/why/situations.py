@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilotbed.frontend.decisions import Size, name_of
+from pilotbed.frontend.decisions import Size
 from pilotbed.pool.values import LARGEST, AbsurdValue, Ad, Expr, Value, shown
 from pilotbed.pool.values import number as read_number
 from pilotbed.pool.values import text as read_text
@@ -372,6 +372,3 @@ def _at_the_site(scene: Scene, resource: Ad, slots: Sequence[Ad], job: Ad | None
 def as_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Return them for programs."""
     return [vars(answer) for answer in answers]
-
-
-__all__ = ["Answer", "Scene", "as_json", "entry_of", "explain_entry", "explain_job", "name_of"]

@@ -23,7 +23,7 @@ if [[ ! -s $seen ]]; then
         match($0, /pid=[0-9]+/) {
             split($1, day, "/"); split($2, time, ":")
             at = mktime(2000 + day[3] " " day[1] " " day[2] " " time[1] " " time[2] " " int(time[3]))
-            job = FILENAME substr($0, RSTART, RLENGTH)
+            job = substr($0, RSTART, RLENGTH)
             if (/Create_Process succeeded/) begun[job] = at
             else if (/Process exited/ && !/status=0$/ && job in begun && now - at <= most / rate &&
                      at - begun[job] < 1 / rate) failed++
