@@ -594,7 +594,7 @@ def conf_epilogue_timeout(pilot):
     with pilot.bed.configured(epilogue=EPILOGUE, epilogue_timeout="1"):
         began = time.monotonic()
         done = pilot.sh(":")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 150
     assert not [line for _, line in pilot.bed.processes().values() if line == "sleep 300"]
     return done
 

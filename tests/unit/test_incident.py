@@ -530,10 +530,9 @@ def test_a_node_that_hangs_is_given_up_and_not_asked_again(monkeypatch: pytest.M
     monkeypatch.setattr(nodes, "host", lambda name: Host(lambda *words: time.sleep(60)))
     with pytest.raises(NodeError, match="wn1 does not answer: nothing within"):
         nodes.ask("wn1", "true", deadline=0.1)
-    begun = time.monotonic()
+    monkeypatch.setattr(nodes, "host", lambda name: pytest.fail("asked again"))
     with pytest.raises(NodeError, match="wn1 does not answer"):
         nodes.ask("wn1", "true")
-    assert time.monotonic() - begun < 5
 
 
 def test_what_a_connection_raises_names_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,9 +672,13 @@ def test_what_stands_between_the_lines_of_a_key_stays() -> None:
 
 
 def test_many_beginnings_of_keys_take_no_time() -> None:
-    begun = time.monotonic()
-    assert b"PRIVATE KEY" not in archive.without_keys(b"-----BEGIN PRIVATE KEY-----" * 200_000)
-    assert time.monotonic() - begun < 10
+    def seconds(many: int) -> float:
+        begun = time.process_time()
+        assert b"PRIVATE KEY" not in archive.without_keys(b"-----BEGIN PRIVATE KEY-----" * many)
+        return time.process_time() - begun
+
+    # 11 times as much for ten times as many, by trying; what looks at all that follows each needs 100 times as much
+    assert seconds(50_000) < 40 * min(seconds(5_000) for _ in range(3))
 
 
 def sent(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:

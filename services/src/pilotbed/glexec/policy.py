@@ -55,7 +55,7 @@ class Conf(Record):
     mapping: str = "local"  # ours: who names the account, LCMAPS here or the site's mapping service
     mapping_service: str = ""  # ours: its host name and port, host:port
     mapping_credential: str = "/etc/grid-security/glexec"  # ours: directory of cert.pem and key.pem, shown to it
-    mapping_timeout: int = 10  # ours: seconds that it has
+    mapping_timeout: int = 30  # ours: seconds that it has
     crl_directory: str = "/etc/grid-security/certificates"  # ours: a proxy's CA must have a CRL here; empty: need not
     log_destination: str = "syslog"  # or file
     log_file: str = ""
