@@ -17,15 +17,18 @@ options:
       - name: inventory_hostname
       - name: ansible_host
   leaders:
-    description: Directory that holds, as NODE.leader, the PID on this host of each node's init.
+    description:
+      - Directory that holds, as NODE.leader, the PID on this host of each node's init.
+      - By itself that of this checkout's lab called LAB (environment). In the inventory it would be a template, and is
+        read with each task.
     type: path
-    required: true
     vars:
       - name: ansible_nsenter_leaders
 extends_documentation_fragment:
   - connection_pipelining
 """
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -36,6 +39,8 @@ from ansible.utils.display import Display
 
 display = Display()
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 ENVIRONMENT = (
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME=/root",
@@ -44,6 +49,29 @@ ENVIRONMENT = (
     "LANG=C.UTF-8",
     "SHELL=/bin/bash",
 )
+
+#: Put before a module that comes by standard input. Python compiles what it imports from a zip file each time anew, and
+#: a module brings Ansible's own code in one: half of what a task cost. The node keeps what it has compiled.
+KEEPS_COMPILED = b"""\
+import hashlib, marshal, os, sys, zipimport
+def kept(name, source, anew=zipimport._compile_source, directory="/var/cache/ansible-compiled"):
+    path = f"{directory}/{hashlib.sha256(sys.version.encode() + source).hexdigest()}"
+    try:
+        with open(path, "rb") as file:
+            return marshal.load(file)
+    except (OSError, EOFError, ValueError, TypeError):
+        code = anew(name, source)
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        with open(f"{path}.{os.getpid()}", "wb") as file:
+            marshal.dump(code, file)
+        os.rename(file.name, path)
+    except OSError:
+        pass
+    return code
+zipimport._compile_source = kept
+exec(compile(%r, "<stdin>", "exec"))
+"""
 
 
 class Connection(ConnectionBase):
@@ -55,7 +83,8 @@ class Connection(ConnectionBase):
 
     def _connect(self):
         if not self._connected:
-            leader = Path(self.get_option("leaders"), f"{self.get_option('node')}.leader")
+            leaders = self.get_option("leaders") or CHECKOUT / "var/labs" / (os.environ.get("LAB") or "lab") / "leaders"
+            leader = Path(leaders, f"{self.get_option('node')}.leader")
             try:
                 self._pid = str(int(leader.read_text()))
             except (OSError, ValueError) as error:
@@ -81,6 +110,8 @@ class Connection(ConnectionBase):
     def exec_command(self, cmd, in_data=None, sudoable=True):
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         display.vvv(f"NSENTER {cmd}", host=self._play_context.remote_addr)
+        if in_data and in_data.startswith(b"#!/usr/bin/python3"):
+            in_data = KEEPS_COMPILED % in_data
         return self._run(["/bin/sh", "-c", cmd], in_data)
 
     # Files go through the node's own shell, never through /proc/PID/root: the node's absolute symbolic links

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 from pilotbed_suite import CHECKOUT, ansible, ansible_environment, inventory
-from pilotbed_suite.reach import host
+from pilotbed_suite.reach import ansible_connection, host
 from pilotbed_suite.support import GRID, HOLD, edited, ok, until
 
 pytestmark = pytest.mark.stage(3)
@@ -45,8 +45,9 @@ def site(directory, *arguments, **environment):
     """Run site.yml; its log goes to ``directory``."""
     log = directory / "site.log"
     done = subprocess.run(
-        [ansible("ansible-playbook"), "playbooks/site.yml", *arguments], cwd=CHECKOUT, capture_output=True, text=True,
-        env=ansible_environment(PILOTBED_LOG=str(log), **environment), check=False, timeout=DEADLINE,
+        [ansible("ansible-playbook"), "playbooks/site.yml", *ansible_connection(), *arguments], cwd=CHECKOUT,
+        env=ansible_environment(PILOTBED_LOG=str(log), **environment), capture_output=True, text=True, check=False,
+        timeout=DEADLINE,
     )  # fmt: skip
     text = log.read_text()
     totals = json.loads(text.rpartition(" STATS ")[2].partition("\n")[0])

@@ -74,6 +74,11 @@ def local_nodes() -> bool:
     return os.environ.get("PILOTBED_CONNECTION", "nsenter") == "nsenter"
 
 
+def ansible_connection() -> list[str]:
+    """Return the arguments by which Ansible reaches nodes as the tests do: the lab's inventory says nsenter."""
+    return [] if local_nodes() else ["--extra-vars", "ansible_connection=ssh"]
+
+
 def host(name: str) -> Host:
     """Return the testinfra host called ``name`` in the inventory.
 

@@ -24,7 +24,7 @@ from pilotbed.glidein.arguments import encode
 from testinfra.host import Host
 
 from . import CHECKOUT, PATIENCE, ansible, ansible_environment, inventory, walk
-from .reach import host, service
+from .reach import ansible_connection, host, service
 
 Found = TypeVar("Found")
 
@@ -183,7 +183,7 @@ def playbook(name: str, *arguments: str, **variables: Any) -> str:
     """
     given = [word for key, value in variables.items() for word in ("--extra-vars", json.dumps({key: value}))]
     done = subprocess.run(
-        [ansible("ansible-playbook"), f"playbooks/{name}.yml", *arguments, *given], cwd=CHECKOUT,
+        [ansible("ansible-playbook"), f"playbooks/{name}.yml", *ansible_connection(), *arguments, *given], cwd=CHECKOUT,
         env=ansible_environment(PILOTBED_LOG=os.devnull), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
