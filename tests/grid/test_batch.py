@@ -546,12 +546,35 @@ def run(batch):
 
 #: How a payload ends, and the batch job's exit code.
 ENDINGS = {"exit 0": 0, "exit 1": 1, "exit 42": 42, "kill -KILL $$": 137}
+LIMITS = "ulimit -v; ulimit -n; cat /proc/self/cgroup"
+GROUPS = "id -G; id -G $(id -un)"
+#: What needs nothing but to run to its end: all are queued at once, and each is looked at by the test of its name.
+AT_ONCE = {
+    **{f"G1 {ending}": f"glexec /bin/sh -c '{ending}'" for ending in ENDINGS},
+    "G5": f"ulimit -v 3000000; ulimit -n 777; {LIMITS}; echo; glexec /bin/sh -c '{LIMITS}'",
+    "G8": "glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'",
+    "G9": f"glexec /usr/bin/touch {HERE}/scratch/file && exit 9\n"
+          f"made=$(mkgltempdir {HERE}/open) || exit 8\n"
+          "glexec /bin/sh -c 'cd \"$0\" && mkdir deep && echo data > deep/file && stat -c %U deep/file && id -un' "
+          "$made\n"
+          "rm -rf $made 2>/dev/null; test -d $made && echo kept\n"
+          "mkgltempdir -r -f $made && test ! -e $made && echo cleared",
+    "G10": f"{GROUPS}; glexec /bin/sh -c '{GROUPS}'",
+    "G12 with": "glexec /usr/bin/true",
+    "G12 without": "/usr/bin/true",
+    "G13": f"glexec /usr/bin/id -un; GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /usr/bin/id -un",
+    "D4.2": "glexec /usr/bin/id -un",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def ends(batch):
-    """A job for each ending, all at once."""
-    jobs = {ending: queue(batch, f"glexec /bin/sh -c '{ending}'") for ending in ENDINGS}
+def queued(batch, worker, pilot):
+    """The jobs of AT_ONCE."""
+    write(worker, f"{HERE}/in", "what is read\n", pilot)
+    ok(worker, "install -d -m 0700 -o %s %s && install -d -m 0711 -o %s %s",
+       pilot, f"{HERE}/scratch", pilot, f"{HERE}/open")  # fmt: skip
+    options = {"G8": batch.reading(f"{HERE}/in")}
+    jobs = {name: queue(batch, script, *options.get(name, ())) for name, script in AT_ONCE.items()}
     yield jobs
     for job in jobs.values():
         job.end()
@@ -559,8 +582,8 @@ def ends(batch):
 
 @pytest.mark.check("G1")
 @pytest.mark.parametrize(("ending", "code"), ENDINGS.items())
-def test_g1_exit_code_is_passed_on(ends, ending, code):
-    assert ends[ending].done() == (code, "")
+def test_g1_exit_code_is_passed_on(queued, ending, code):
+    assert queued[f"G1 {ending}"].done() == (code, "")
 
 
 @pytest.mark.check("G2")
@@ -578,9 +601,8 @@ def test_g2_deleted_job_leaves_nothing(batch, run, worker):
 
 @pytest.mark.check("G5")
 @pytest.mark.check("P7")
-def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(run):
-    show = "ulimit -v; ulimit -n; cat /proc/self/cgroup"
-    code, said = run(f"ulimit -v 3000000; ulimit -n 777; {show}; echo; glexec /bin/sh -c '{show}'").done()
+def test_g5_payload_stays_in_the_jobs_cgroup_and_limits(queued):
+    code, said = queued["G5"].done()
     job, payload = (part.splitlines() for part in said.split("\n\n"))
     assert code == 0
     assert job[:2] == payload[:2] == ["3000000", "777"]
@@ -631,25 +653,16 @@ def test_end_is_told_to_processes_below_the_jobs_first_one(batch, run):
 
 
 @pytest.mark.check("G8")
-def test_g8_standard_streams_are_the_jobs(batch, run, worker, pilot):
-    write(worker, f"{HERE}/in", "what is read\n", pilot)
-    job = run("glexec /bin/sh -c 'cat; echo what is wrong >&2; exit 3'", *batch.reading(f"{HERE}/in"))
+def test_g8_standard_streams_are_the_jobs(queued):
+    job = queued["G8"]
     assert job.done() == (3, "what is read\n")
     assert job.said("err") == "what is wrong\n"
 
 
 @pytest.mark.check("G9")
-def test_g9_payload_has_a_scratch_directory_that_the_pilot_clears(run, worker, pilot):
+def test_g9_payload_has_a_scratch_directory_that_the_pilot_clears(queued, pilot):
     """The job's own is the pilot's: the payload gets one inside."""
-    ok(worker, "install -d -m 0700 -o %s %s", pilot, f"{HERE}/scratch")
-    ok(worker, "install -d -m 0711 -o %s %s", pilot, f"{HERE}/open")
-    code, said = run(
-        f"glexec /usr/bin/touch {HERE}/scratch/file && exit 9\n"
-        f"made=$(mkgltempdir {HERE}/open) || exit 8\n"
-        "glexec /bin/sh -c 'cd \"$0\" && mkdir deep && echo data > deep/file && stat -c %U deep/file && id -un' $made\n"
-        "rm -rf $made 2>/dev/null; test -d $made && echo kept\n"
-        "mkgltempdir -r -f $made && test ! -e $made && echo cleared"
-    ).done()
+    code, said = queued["G9"].done()
     owner, account, *after = said.split()
     assert (code, owner, after) == (0, account, ["kept", "cleared"])
     assert account != pilot
@@ -657,10 +670,9 @@ def test_g9_payload_has_a_scratch_directory_that_the_pilot_clears(run, worker, p
 
 @pytest.mark.check("G10")
 @pytest.mark.check("D5.5")
-def test_g10_groups_by_which_a_batch_system_tracks_stay(run):
+def test_g10_groups_by_which_a_batch_system_tracks_stay(queued):
     """Groups of the job's that its account has not are the batch system's, and the payload's, too."""
-    show = "id -G; id -G $(id -un)"
-    code, said = run(f"{show}; glexec /bin/sh -c '{show}'").done()
+    code, said = queued["G10"].done()
     job, account, payload, target = (set(line.split()) for line in said.splitlines())
     assert code == 0
     assert payload - target == job - account
@@ -688,18 +700,17 @@ def test_g11_strays_are_gone_after_the_job(batch, run, worker, pilot):
 
 @pytest.mark.check("G12")
 @pytest.mark.needs("told_after")
-def test_g12_what_the_batch_system_runs_after_a_job_runs_as_before(batch, run, worker, pilot):
+def test_g12_what_the_batch_system_runs_after_a_job_runs_as_before(batch, queued, worker, pilot):
     """Once, as root, and told of the pilot's account, which is the job's: glexec has changed none of it."""
-    with_it, without = run("glexec /usr/bin/true"), run("/usr/bin/true")
-    for job in (with_it, without):
+    for job in (queued["G12 with"], queued["G12 without"]):
         assert job.done()[0] == 0
         told = until("the batch system's own word", lambda job=job: batch.told_after(worker, job.number))
         assert told == f"job={job.number} account={pilot} ended=0\n"
 
 
 @pytest.mark.check("G13")
-def test_g13_two_payloads_in_turn_have_two_accounts(run, pilot):
-    code, said = run(f"glexec /usr/bin/id -un; GLEXEC_CLIENT_CERT={HERE}/bob.pem glexec /usr/bin/id -un").done()
+def test_g13_two_payloads_in_turn_have_two_accounts(queued, pilot):
+    code, said = queued["G13"].done()
     one, other = said.split()
     assert code == 0
     assert len({one, other, pilot}) == 3
@@ -740,9 +751,9 @@ def test_job_that_needs_more_memory_than_it_said_is_ended(batch, run):
 
 
 @pytest.mark.check("D4.2")
-def test_record_of_a_payload_is_joined_with_its_batch_jobs(batch, run, worker, pilot):
+def test_record_of_a_payload_is_joined_with_its_batch_jobs(batch, queued, worker, pilot):
     """By pilotbed-trace, on the worker and then where the batch system's records are."""
-    job = run("glexec /usr/bin/id -un")
+    job = queued["D4.2"]
     code, account = job.done()
     assert code == 0
     asked = "pilotbed-trace --json --account %s"

@@ -13,7 +13,7 @@ import re
 import pytest
 from pilotbed_suite import walk
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import ok, until, work_dirs
+from pilotbed_suite.support import GRID, ok, until, work_dirs
 
 pytestmark = [pytest.mark.stage(0), pytest.mark.walk]
 
@@ -162,3 +162,18 @@ def test_pilots_fetched_through_the_cache(grid, workers, walked):
         head = ok(workers[worker], "curl --silent --show-error --fail --output /dev/null --dump-header - --proxy %s %s",
                   f"http://{site.cache}:3128", url)  # fmt: skip
         assert re.search(r"^(X-Cache: HIT|Cache-Status: .*;hit)", head, re.MULTILINE), head
+
+
+def test_pilots_of_every_site_send_their_logs_while_they_run(grid, walked):
+    """Whatever stands between: what there is of one that is killed."""
+    factory = grid.node("factory")
+    for site in GRID.sites:
+        def with_logs(site=site):
+            lines = factory.run("pilotbed-pilot-log %s", site.name).stdout.splitlines()
+            runs = [line.split()[2] for line in lines if "has not come home; glidein_" in line]
+            told = (factory.run("pilotbed-pilot-log %s --log StartLog", number).stdout for number in runs)
+            return next(filter(None, told), "")
+
+        said = until(f"a pilot at {site.name} has sent its StartLog", with_logs)
+        assert "condor_startd" in said
+        assert not re.search(r">#\d+#\d+#(?!\.\.\.|\[left out)", said), "a claim's secret"

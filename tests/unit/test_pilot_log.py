@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pilotbed.factory import pilot_log
+from pilotbed.factory.parts import Part, Store
 from pilotbed.factory.pilot_log import MOST, main, of, outputs
 
 OUT = """2026-11-30 08:00:00 pilot glidein_7_123 of vo.main for entry alpha on wn1 as pilot001 in /tmp/glide_x
@@ -72,6 +73,22 @@ def test_a_single_one_is_all_that_it_said(ask, which: str) -> None:
     assert "logs, for --log: StartLog" in said
     assert ask(which, "--log", "StartLog")[1].endswith("line 1\n?[2Jline 2\n\n")
     assert ask(which, "--log", "MasterLog")[0] == 1
+
+
+def test_of_a_pilot_that_was_killed_there_is_what_it_had_sent(ask, home: Path) -> None:
+    store = Store(home / "sent", 1 << 20, 1 << 20)
+    for number, said in enumerate((b"line 1\n", b"\x1b[2Jline 2\n")):
+        store.take(Part("gamma", "7.0", "glidein_5_6", "StartLog", number), "/DC=test/CN=pilot\n", gzip.compress(said))
+    store.take(Part("alpha", "2.0", "glidein_8_124", "StartLog", 0), "/DC=test/CN=pilot", gzip.compress(b"before\n"))
+    (line,) = ask("gamma")[1].splitlines()
+    assert "7.0  gamma  has not come home; glidein_5_6 had sent logs until then" in line
+    for which in ("7.0", "glidein_5_6"):
+        code, said, _ = ask(which)
+        assert code == 0
+        assert said.splitlines()[1:] == ["sent by /DC=test/CN=pilot", "", "logs, for --log: StartLog"]
+        assert ask(which, "--log", "StartLog")[1].endswith("line 1\n?[2Jline 2\n\n")
+        assert ask(which, "--log", "MasterLog")[0] == 1
+    assert len(ask("alpha")[1].splitlines()) == 2, "what came home of 2.0 has all that it had sent"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """pilotbed-pilot-log: what a pilot said, and the logs of its HTCondor, from what came home with its job.
 
+Of a pilot that was killed nothing may come home but what it had sent before (`parts`).
+
 A pilot's output ends with a summary (OSGTestResult), its error output holds its logs, packed by gzip and base64 as
 glideinWMS does. Its account wrote both, so nothing in them is believed: sizes are bounded, and what is shown is text.
 """
@@ -13,7 +15,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from pilotbed.settings import SettingsError, load
 
 from .config import Config
 from .endings import OUTPUT, read
+from .parts import Sent, sent
 
 #: Octets of one log that are unpacked, and of a stream that are read: a pilot packs 500,000 of each log.
 MOST = 4 << 20
@@ -101,6 +104,17 @@ def of(known: Sequence[Output], which: str) -> list[Output]:
     return [one for one in known if one.entry == which]
 
 
+def sent_by(known: Sequence[Sent], which: str) -> list[Sent]:
+    """Return what was sent by a factory's job, by a pilot of that name in the pool, or by all of an entry."""
+    return [one for one in known if which in (one.job, one.pilot, one.entry)]
+
+
+def line_of(one: Sent) -> str:
+    """Return one line about what a pilot has sent whose job has not come home."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.when))
+    return f"{stamp}  {one.job}  {one.entry}  has not come home; {one.pilot} had sent logs until then"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of ``pilotbed-pilot-log``."""
     parser = argparse.ArgumentParser(
@@ -120,26 +134,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{entry!r} is no job (3.0), no pilot (glidein_568_468728786) and none of the entries "
                              f"{', '.join(sorted(config.entries))}")  # fmt: skip
         found = of(outputs(directory, entry), options.which)
-        if not found:
+        home = {one.job for one in found}
+        parts = [one for one in sent_by(sent(config.directory / "sent", entry or "*"), options.which)
+                 if one.job not in home]  # fmt: skip
+        if not found and not parts:
             raise ValueError(f"nothing has come home of {options.which}, in {directory}")
     except (SettingsError, ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    for one in found[-max(options.last, 1) :]:
+    if entry:
+        lines = sorted([one.line() for one in found] + [line_of(one) for one in parts])  # each begins with its time
+        print(*lines[-max(options.last, 1) :], sep="\n")
+        return 0
+    for one in found:
         print(one.line())
-        if entry:
-            continue
-        logs = dict(one.logs())
         if not options.log:
             print(printable(one.text("out")), printable(_PACKED.sub(r"(packed: \1)", one.text("err"))), sep="\n")
-            print(f"logs, for --log: {', '.join(logs) or 'none'}")
-        elif options.log in logs:
-            print(printable(logs[options.log]))
-        else:
-            came = ", ".join(logs) or "its logs, none came"
-            print(f"{parser.prog}: {options.log} is not among {came}", file=sys.stderr)
+        if not _show(dict(one.logs()), options.log):
+            return 1
+    for part in parts:
+        print(line_of(part), f"sent by {printable(part.sender)}", sep="\n")
+        if not _show(part.logs(MOST), options.log):
             return 1
     return 0
+
+
+def _show(logs: Mapping[str, str], wanted: str) -> bool:
+    """Print the log that is wanted, or which ones there are; false if there is no such."""
+    if not wanted:
+        print(f"logs, for --log: {', '.join(logs) or 'none'}")
+    elif wanted in logs:
+        print(printable(logs[wanted]))
+    else:
+        came = ", ".join(logs) or "its logs, none came"
+        print(f"pilotbed-pilot-log: {wanted} is not among {came}", file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

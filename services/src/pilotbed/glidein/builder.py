@@ -414,6 +414,7 @@ def factory_main(
         script("validate_node.sh", "exec"),
         script("drain.sh", "exec", period=60),
         script("check_proxy.sh", "exec"),
+        script("send_logs.sh", "exec"),
     ]
     standard = (SCRIPTS / "condor_vars.lst").read_bytes()
     files = [

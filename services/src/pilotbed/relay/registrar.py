@@ -29,7 +29,8 @@ from pilotbed.relay.protocol import (
 )
 from pilotbed.relay.service import Service
 from pilotbed.relay.throttle import Throttle
-from pilotbed.relay.tls import ServerContext, TlsSocket
+from pilotbed.relay.tls import TlsSocket
+from pilotbed.x509.tls import ServerContext
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds
 
