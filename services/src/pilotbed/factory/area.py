@@ -26,6 +26,7 @@ def description(config: Config) -> dict[str, Any]:
         "web": stage.web,
         "keep_days": stage.keep_days,
         "condor": stage.condor,
+        "tarballs": stage.tarballs,
         "attrs": stage.attributes,
         "files": stage.files,
         "entries": {

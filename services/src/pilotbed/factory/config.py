@@ -167,6 +167,7 @@ class Stage:
         attributes: of every entry's pilots; a value may be a ClassAd expression, ``{expr = "..."}``.
         files: further files for every entry's pilots.
         condor: ``host`` packs the installed HTCondor, ``none`` none; or a .tar.gz.
+        tarballs: HTCondor for workers of other platforms: ``file``, ``os`` (debian13), ``arch`` (aarch64).
         keep_days: how long files stay that no list names any more.
     """
 
@@ -174,6 +175,7 @@ class Stage:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Mapping[str, Any], ...] = ()
     condor: str = "host"
+    tarballs: tuple[Mapping[str, Any], ...] = ()
     keep_days: float = 30
 
 

@@ -98,6 +98,7 @@ NODE_LIBRARIES = frozenset({
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLATFORM = re.compile(r"\*|[A-Za-z0-9_.-]+")
 
 
 class StageError(Exception):
@@ -353,7 +354,8 @@ def build(config: Mapping[str, Any]) -> Tree:
 
     Args:
         config: a frontend's as in the module's text; a factory's has ``kind = "factory"``, ``entries`` for ``groups``,
-            no ``pool``, and optionally ``condor``: "host" packs the installed condor package; "none"; or a .tar.gz.
+            no ``pool``, and optionally ``condor``: "host" packs the installed condor package; "none"; or a .tar.gz;
+            and ``tarballs`` for other platforms, as in `platform_files`.
 
     Raises:
         StageError: the configuration is wrong, or something that it names cannot be read.
@@ -364,14 +366,15 @@ def build(config: Mapping[str, Any]) -> Tree:
     factory = kind == "factory"
     part = "entries" if factory else "groups"
     required = {"kind", "web", part} if factory else {"kind", "web", part, "pool"}
-    check_keys("configuration", config, required, {"keep_days", "attrs", "files"} | ({"condor"} if factory else set()))
+    optional = {"keep_days", "attrs", "files"} | ({"condor", "tarballs"} if factory else set())
+    check_keys("configuration", config, required, optional)
     if not re.fullmatch(r"https?://[^\s]+[^\s/]", str(config["web"])):
         raise StageError(f"web: {config['web']!r} is not a URL without a final slash")
     known = standard_variables()
     own = {name: Attribute.of(name, value) for name, value in config.get("attrs", {}).items()}
     tree = Tree()
     if factory:
-        files, loose, extra = factory_main(own, known, str(config.get("condor", "host")))
+        files, loose, extra = factory_main(own, known, str(config.get("condor", "host")), config.get("tarballs", ()))
         tree.areas[""] = render([*files, *extra_files(config, "configuration")], extra, loose)
     else:
         # The frontend's attributes come before the entry's: where both say something, the site has the last word.
@@ -398,8 +401,47 @@ def function_files() -> list[Staged]:
     return [script(f"{name}.source", "regular", output=f"{name.upper()}_SOURCE") for name in names]
 
 
+def platform_files(condor: str, tarballs: Iterable[Mapping[str, Any]]) -> list[Staged]:
+    """Return HTCondor for each platform, and what chooses one on the node.
+
+    Args:
+        condor: what nodes of no other platform get, as in `build`.
+        tarballs: ``file``, and the ``os`` and ``arch`` that it is for, ``*`` for any; the first one that fits is taken.
+
+    Raises:
+        StageError: a table is wrong, or a file cannot be read.
+    """
+    platforms: list[tuple[str, str, bytes]] = []
+    for at, table in enumerate(tarballs):
+        where = f"tarballs[{at}]"
+        check_keys(where, table, {"file", "os", "arch"})
+        for key in ("os", "arch"):
+            if not (isinstance(table[key], str) and _PLATFORM.fullmatch(table[key])):
+                raise StageError(f'{where}: {key} {table[key]!r} is not a word such as "debian13" or "aarch64", or "*"')
+        platforms.append((table["os"], table["arch"], read(Path(str(table["file"])), where)))
+    if condor == "host":
+        platforms.append(("*", os.uname().machine, host_condor()))
+    elif condor != "none":
+        platforms.append(("*", "*", read(Path(condor), "condor")))
+    if not platforms:
+        return []
+    names = [f"condor_{at}" for at in range(len(platforms))]
+    named = list(zip(names, platforms, strict=True))
+    known = "".join(f"{name.upper()} {system} {arch}\n" for name, (system, arch, _) in named)
+    directories = "".join(f"{name}.tar.gz\tcondor\n" for name in names)
+    return [
+        Staged("condor_platforms.lst", known.encode(), list="after_file_list", output="CONDOR_PLATFORMS"),
+        script("condor_platform.sh", "exec", list="after_file_list"),
+        Staged("untar.cfg", directories.encode(), list="after_file_list", output="UNTAR_CFG_FILE"),
+        *(
+            Staged(f"{name}.tar.gz", content, "untar", "after_file_list", condition=name.upper(), output="CONDOR_DIR")
+            for name, (_, _, content) in named
+        ),
+    ]
+
+
 def factory_main(
-    attributes: Mapping[str, Attribute], known: set[str], condor: str
+    attributes: Mapping[str, Attribute], known: set[str], condor: str, tarballs: Iterable[Mapping[str, Any]] = ()
 ) -> tuple[list[Staged], list[Staged], dict[str, str]]:
     """Return the main area of a factory: its files, the file that no list names, the description's further lines.
 
@@ -427,13 +469,8 @@ def factory_main(
         script("periodic.sh", "regular", list="after_file_list", output="PERIODIC_SCRIPT"),
         script("job_wrapper.sh", "wrapper", list="after_file_list", condition="GLEXEC_JOB_WRAPPER"),
     ]
-    if condor != "none":
-        tarball = host_condor() if condor == "host" else read(Path(condor), "condor")
-        files += [
-            Staged("untar.cfg", b"condor.tar.gz\tcondor\n", list="after_file_list", output="UNTAR_CFG_FILE"),
-            Staged("condor.tar.gz", tarball, "untar", "after_file_list", output="CONDOR_DIR"),
-        ]
     files += [
+        *platform_files(condor, tarballs),
         Staged("relay_agent.pyz", agent_zipapp(), list="after_file_list", output="RELAY_AGENT"),
         script("traversal_setup.sh", "exec", list="after_file_list"),
     ]
