@@ -301,6 +301,42 @@ def test_all_goes_when_no_pilot_ever_came() -> None:
 # -- a lost view takes nothing away
 
 
+#: What the configuration asks for, turns without idle jobs, and what is sent to the factory: glideinWMS's, 3.10.
+REMOVALS: list[tuple[dict[str, Any], int, tuple[Removal, int]]] = [
+    ({}, 0, (Removal.NO, 0)), ({}, 6, (Removal.WAIT, 0)), ({"remove_type": "DISABLE"}, 99, (Removal.NO, 0)),
+    ({"remove_type": "DISABLE", "requests_tracking": True}, 0, (Removal.NO, 0)),
+    ({"remove_type": "IDLE"}, 0, (Removal.NO, 0)), ({"remove_type": "IDLE"}, 1, (Removal.IDLE, 0)),
+    ({"remove_type": "IDLE", "remove_wait": 3, "remove_margin": 5}, 3, (Removal.NO, 0)),
+    ({"remove_type": "IDLE", "remove_wait": 3, "remove_margin": 5}, 4, (Removal.IDLE, 0)),
+    ({"remove_type": "ALL", "requests_tracking": True}, 0, (Removal.ALL, 0)),
+    ({"remove_type": "UNREG", "requests_tracking": True, "remove_margin": 5}, 0, (Removal.UNREG, 5)),
+    ({"remove_type": "WAIT", "requests_tracking": True, "remove_margin": 5}, 99, (Removal.ALL, 0)),
+    ({"remove_type": "ALL", "requests_tracking": True, "remove_margin": 5}, 99, (Removal.ALL, 5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("configured", "turns", "sent"), REMOVALS)
+def test_the_configuration_may_ask_for_more_removal_than_time(
+    configured: dict[str, Any], turns: int, sent: tuple[Removal, int]
+) -> None:
+    long_ago = History(without_idle_jobs=turns, no_slots=turns if turns == 99 else 0)
+    pressure = Pressure(**configured)
+    assert long_ago.asked_removal(pressure, running=0, blind=False) == sent
+    assert long_ago.asked_removal(pressure, running=0, blind=True) == (Removal.NO, 0)
+
+
+def test_with_tracking_what_is_more_than_wanted_goes_while_more_is_wanted_elsewhere() -> None:
+    pressure = Pressure(attenuation=1, remove_type="IDLE", requests_tracking=True, remove_margin=2)
+    found = ask(jobs(3), pressure=pressure)["alpha"]
+    assert (found.idle, found.removal, found.margin) == (3, Removal.IDLE, 2)
+
+
+@pytest.mark.parametrize(("wrong", "why"), [({"remove_type": "SOME"}, "SOME"), ({"remove_margin": -1}, "negative")])
+def test_a_removal_that_cannot_be_meant_is_refused(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Pressure(**wrong)
+
+
 def lost_view(turns: int, running: list[Job], slots_seen: list[Slot], blind: bool = False) -> list[Decision]:
     """Return what is decided in ``turns`` turns in which these jobs run, those slots are seen, and none is idle."""
     history: Mapping[str, History] = {}

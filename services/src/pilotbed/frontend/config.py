@@ -21,6 +21,9 @@ DEFAULT_MATCH = (
 #: the schedd leaves that out of the first job of an owner ("ReadProxyFileIntoAd ... Failed to switch to user priv").
 DEFAULT_JOBS = "JobUniverse == 5 && x509userproxy =!= undefined"
 
+#: glideins_remove.type, the least first; DISABLE is less than nothing.
+REMOVE_TYPES = ("DISABLE", "NO", "WAIT", "IDLE", "ALL", "UNREG")
+
 
 @dataclass(frozen=True)
 class Pressure:
@@ -43,6 +46,11 @@ class Pressure:
         silence: seconds without an ad from its pilot, after which a slot counts no more; a pilot sends one every
             UPDATE_INTERVAL (30 s), and the collector remembers a dead one's for minutes.
         wait_after, idle_after: turns without idle jobs, until unsubmitted and then idle pilots may be removed.
+        remove_type: what may be removed besides (glideins_remove.type): NO for nothing; WAIT, IDLE, ALL or UNREG; or
+            DISABLE, and nothing is, after whatever time.
+        remove_wait: turns without idle jobs after which that is so (wait).
+        requests_tracking: that it is so at any time: whatever there is more of than is asked for goes (the same).
+        remove_margin: pilots more than are asked for that are left all the same, with requests_tracking (margin).
         remember_size: turns for which a pilot's size counts as that of its entry's pilots after none is seen any more;
             then a job that is larger may try one again.
         idle_lifetime: seconds after which a pilot that never started is removed; 0 for never.
@@ -80,6 +88,10 @@ class Pressure:
     silence: int = 100
     wait_after: int = 6
     idle_after: int = 11
+    remove_type: str = "NO"
+    remove_wait: int = 0
+    requests_tracking: bool = False
+    remove_margin: int = 0
     remember_size: int = 60
     idle_lifetime: int = 3600
     cores_by_share: bool = False
@@ -89,6 +101,10 @@ class Pressure:
     def __post_init__(self) -> None:
         if self.attenuation < 1:
             raise ValueError("attenuation must be at least 1")
+        if self.remove_type not in REMOVE_TYPES:
+            raise ValueError(f"remove_type {self.remove_type!r} must be one of {', '.join(REMOVE_TYPES)}")
+        if self.remove_wait < 0 or self.remove_margin < 0:
+            raise ValueError("remove_wait and remove_margin must not be negative")
         if self.canaries < 1:
             raise ValueError(f"canaries is {self.canaries}: without one no stage area would ever be tried")
 

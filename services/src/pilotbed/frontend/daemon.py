@@ -323,7 +323,7 @@ class Frontend(Daemon):
             idle=decision.idle,
             maximum=decision.maximum,
             removal=decision.removal,
-            margin=0,
+            margin=decision.margin,
             idle_lifetime=config.pressure.idle_lifetime,
             stage=stage,
             parameters={"GLIDECLIENT_ReqNode": node} | dict(config.parameters),

@@ -18,7 +18,7 @@ from pilotbed.pool.expression import Match, against
 from pilotbed.pool.values import LARGEST, AbsurdValue, Ad, Value, number, shown, text
 from pilotbed.protocol.ads import Offer, Removal
 
-from .config import Pressure
+from .config import REMOVE_TYPES, Pressure
 
 #: Keeps what goes wrong with one entry or one class of jobs from the others.
 Guard = Callable[[str], AbstractContextManager[None]]
@@ -326,8 +326,22 @@ class History:
             size = size.or_larger(one)
         return replace(self, size=size, size_age=0)
 
+    def asked_removal(self, pressure: Pressure, running: int, blind: bool) -> tuple[Removal, int]:
+        """Return how much of what was asked for may be taken back, and how many pilots above that are left.
+
+        That is what time brings about, or what the configuration asks for, if that is more. Arguments as below.
+        """
+        by_time, asked = self.removal(pressure, running, blind), "NO"
+        if blind or pressure.remove_type == "DISABLE":
+            return Removal.NO, 0
+        if pressure.requests_tracking or self.without_idle_jobs > pressure.remove_wait:
+            asked = pressure.remove_type
+        if REMOVE_TYPES.index(by_time.value) > REMOVE_TYPES.index(asked):
+            return by_time, 0
+        return Removal(asked), pressure.remove_margin if pressure.requests_tracking else 0
+
     def removal(self, pressure: Pressure, running: int, blind: bool) -> Removal:
-        """Return how much of what was asked for may be taken back.
+        """Return how much of what was asked for may be taken back for the time in which nothing was wanted.
 
         Args:
             pressure: after how many turns.
@@ -354,6 +368,8 @@ class Decision:
     why: str
     history: History
     counts: Mapping[str, int] = field(default_factory=dict)
+    #: Pilots above the request that stay whatever ``removal`` says.
+    margin: int = 0
 
 
 @dataclass
@@ -693,7 +709,8 @@ def _decide(
         "GlideinsRequestIdle": ask,
         "GlideinsRequestMaxRun": maximum,
     }
-    return Decision(offer, ask, maximum, removal, why, after, counts)
+    asked, margin = after.asked_removal(pressure, places.running + places.astray, blind)
+    return Decision(offer, ask, maximum, asked, why, after, counts, margin)
 
 
 def _hard_limit(places: Places, pressure: Pressure) -> str:
