@@ -12,7 +12,7 @@ import tomllib
 import pytest
 from pilotbed_suite.reach import host
 from pilotbed_suite.stock import File, write_area
-from pilotbed_suite.support import HandPilot, arguments, ok, until, with_parameters
+from pilotbed_suite.support import GRID, HandPilot, arguments, ok, until, with_parameters, write
 
 #: For such a pilot only; no other takes it, and this one takes no other.
 WANTED = 'requirements = TARGET.VO_Name =?= "stock"\n+WantsStock = True'
@@ -109,3 +109,78 @@ def test_its_list_of_nodes_is_heeded(site, stage):
     name = ok(worker, "uname -n").strip()
     with HandPilot(worker, stage(["elsewhere.test", name])) as pilot:
         assert f"This node '{name}' is in the blacklist." in pilot.refusal()
+
+
+#: A collector beside the pool's that takes startds by token alone.
+TOKENS = "/run/pilotbed-test-tokens"
+PORT = 9655
+COLLECTOR = f"""include : /etc/condor/required-security.conf
+RELEASE_DIR = /usr
+LIB = /usr/lib/condor
+LIBEXEC = /usr/libexec/condor
+LOCAL_DIR = {TOKENS}
+LOG = {TOKENS}
+SPOOL = {TOKENS}
+EXECUTE = {TOKENS}
+LOCK = {TOKENS}
+RUN = {TOKENS}
+SEC_PASSWORD_DIRECTORY = {TOKENS}/keys
+USE_SHARED_PORT = false
+COLLECTOR_HOST = %s:{PORT}
+UID_DOMAIN = grid.test
+TRUST_DOMAIN = tokens.grid.test
+SEC_DEFAULT_AUTHENTICATION_METHODS = IDTOKENS
+SEC_READ_AUTHENTICATION_METHODS = FS
+SEC_CLIENT_AUTHENTICATION_METHODS = FS
+ALLOW_READ = root@grid.test
+ALLOW_ADVERTISE_STARTD = holder@grid.test
+ALLOW_ADVERTISE_MASTER = holder@grid.test
+ALLOW_DAEMON = holder@grid.test
+"""
+
+
+@pytest.fixture(scope="module")
+def tokens(grid):
+    """That collector: what makes a token of an identity's."""
+    central = grid.node("central_manager")
+    address = f"{GRID.fqdn(GRID.names('central_manager')[0])}"
+    ok(central, "install -d -o condor %s && install -d -m 0700 %s && head -c 64 /dev/urandom > %s && chmod 0600 %s",
+       TOKENS, f"{TOKENS}/keys", f"{TOKENS}/keys/POOL", f"{TOKENS}/keys/POOL")  # fmt: skip
+    write(central, f"{TOKENS}/condor_config", COLLECTOR % address, mode="0644")
+    ok(central, "systemd-run --quiet --unit pilotbed-test-tokens --setenv CONDOR_CONFIG=%s condor_collector -f -p %s",
+       f"{TOKENS}/condor_config", str(PORT))  # fmt: skip
+
+    def made(identity):
+        return ok(central, "CONDOR_CONFIG=%s condor_token_create -identity %s -key POOL",
+                  f"{TOKENS}/condor_config", identity)  # fmt: skip
+
+    yield made
+    central.run("systemctl stop pilotbed-test-tokens; rm -rf %s", TOKENS)
+
+
+@pytest.mark.parametrize(("holder", "let_in"), [("holder", True), ("somebody", False), ("", False)])
+def test_a_frontends_token_is_used_where_a_pool_asks_for_one(grid, site, stage, tokens, holder, let_in):
+    """It came with the pilot's job, as a file; the pilot's proxy is nothing to that collector."""
+    central, address = grid.node("central_manager"), f"{GRID.fqdn(GRID.names('central_manager')[0])}:{PORT}"
+    options = with_parameters(stage(), GLIDEIN_Collector=address, UPDATE_INTERVAL="5")
+    files = {"pilot.idtoken": tokens(f"{holder}@grid.test")} if holder else {}
+
+    def known():
+        return str(central.run("CONDOR_CONFIG=%s condor_status -af Name AuthenticatedIdentity AuthenticationMethod",
+                               f"{TOKENS}/condor_config").stdout)  # fmt: skip
+
+    def refused():
+        found = "grep -ciE 'denied|authentication.*fail|failed to authenticate' %s"
+        return int(central.run(found, f"{TOKENS}/CollectorLog").stdout or 0)
+
+    before = refused()
+    with HandPilot(host(site.workers[0]), options, files=files) as pilot:
+        name = pilot.name
+        if let_in:
+            until("the pilot is known", lambda: name in known() or pilot.check())
+            (line,) = (one for one in known().splitlines() if name in one)
+            assert line.split()[1:] == ["holder@grid.test", "IDTOKENS"]
+            assert pilot.worker.run("test -e %s", f"{pilot.directory}/pilot.idtoken").rc == 1, "the copy is gone"
+        else:
+            until("the pilot is refused", lambda: refused() > before or pilot.check())
+            assert name not in known()

@@ -471,6 +471,8 @@ class HandPilot:
     directory: str = TESTS_OWN
     unit: str = "pilotbed-test-pilot"
     group: str = "glpilot"
+    #: What a factory sends along with the job: name and content.
+    files: Mapping[str, str] = field(default_factory=dict)
     account: str = field(init=False, default="")
 
     def __enter__(self) -> HandPilot:
@@ -483,6 +485,8 @@ class HandPilot:
         directory, proxy = self.directory, f"{self.directory}/proxy.pem"
         ok(self.worker, "install -d -m 0711 -o %s %s && install -m 0600 -o %s %s %s",
            self.account, directory, self.account, source, proxy)  # fmt: skip
+        for name, content in self.files.items():
+            write(self.worker, f"{directory}/{name}", content, self.account)
         words = [word for pair in self.options.items() for word in pair]
         ok(
             self.worker,
