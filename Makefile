@@ -131,8 +131,9 @@ bench-claims: ready ## what it costs that claims end, on a deployed lab: docs/gl
 bench-relay: ready ## the relay beside other ways through: var/bench-relay.json, docs/relay.md
 	@$(bench) relay
 
-bench-pilots: ready ## decisions of frontend and factory at production scale: docs/scale.md
+bench-pilots: ready ## frontend, factory and pilots at production scale; the second half deploys the lab: docs/scale.md
 	@$(bench) pilots
+	@$(bench) pilots-grid
 
 bench-glexec: ready ## glexec beside sudo, mapping service, pilotbed-trace: var/bench-glexec.json, docs
 	@$(bench) glexec

@@ -11,10 +11,12 @@ from pilotbed_suite import CHECKOUT, GridError
 
 from . import glexec, grid, pilots
 from .grid import claims
+from .pilots import ongrid
 from .relay import comparison
 
 BENCHES = {
     "grid": grid.main, "claims": claims.main, "relay": comparison.main, "glexec": glexec.main, "pilots": pilots.main,
+    "pilots-grid": ongrid.main,
 }  # fmt: skip
 
 
