@@ -307,9 +307,9 @@ def rate(submit: Host, wanted: str) -> dict[str, float]:
 def spent() -> dict[str, float]:
     """Return the CPU-seconds of the nodes that a job passes."""
     key = deploy.lab().key
-    found = {name: cgroups.cpu_seconds(f"{key}/{GRID.names(group)[0]}")
-             for name, group in (("schedd", "submit"), ("collector", "central_manager"), ("relay", "relay"))}  # fmt: skip
-    found["workers"] = sum(cgroups.cpu_seconds(f"{key}/{name}") for name in GRID.names("worker"))
+    known = {"schedd": "submit", "collector": "central_manager", "relay": "relay"}
+    found = {name: cgroups.cpu_seconds(f"{key}/{GRID.names(group)[0]}") for name, group in known.items()}
+    found["workers"] = sum(cgroups.cpu_seconds(f"{key}/{one}") for one in GRID.names("worker"))
     return found
 
 
