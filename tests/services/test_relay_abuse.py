@@ -211,7 +211,7 @@ def logged(bed, code, words):
 
 @pytest.fixture
 def patient(bed):
-    """A relay with time for everybody: on a busy machine attempts may end by that, and not by what is wrong with them."""
+    """A relay with time for everybody: on a busy machine attempts may end by that, not by what is wrong with them."""
     bed.changes = (f"from pilotbed.relay import greetings, registrar; "
                    f"greetings.GREETING_TIMEOUT = registrar.HANDSHAKE_TIMEOUT = {PATIENCE}")  # fmt: skip
 
