@@ -43,7 +43,7 @@ SYSTEM_NAMES = frozenset("""
     crontab input sgx kvm render netdev messagebus sshd polkitd dbus _apt _ssh _rpc _chrony ssl-cert ntp
     systemd-network systemd-timesync systemd-resolve systemd-journal systemd-coredump systemd-oom
     condor slurm munge mysql mariadb voms myproxy statd postgres squid nginx arc
-    border factory pilotrenew frontend pilotcredential glexec relay relay-agent pilotbed
+    border factory pilotlogs pilotrenew frontend pilotcredential glexec relay relay-agent pilotbed
 """.split())  # noqa: SIM905
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Debian Policy, 9.2.2: below, Debian gives them out; above, they are reserved.
