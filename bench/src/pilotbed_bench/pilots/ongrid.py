@@ -176,22 +176,21 @@ def turn() -> dict[str, float]:
     submit, factory, frontend = (GRID.node(name) for name in ("submit", "factory", "frontend"))
     alice = walk.walkers()[0]
     collector = f"{GRID.fqdn(GRID.names('factory')[0])}:{GRID.variable('grid_factory_port')}"
-    items = "".join(
-        f"{500 + at % 7 * 500}, {(1, 1, 2, 8)[at % 4]}, \"{'' if at % 10 == 0 else ' '.join(_some(at))}\"\n"
-        for at in range(CLASSES)
-    )
+    items = [f"{500 + at % 7 * 500}, {(1, 1, 2, 8)[at % 4]}, {' '.join(_some(at))}\n" for at in range(CLASSES)]
     home = ok(submit, "getent passwd %s", alice.account).split(":")[5]
-    write(submit, f"{home}/bench.items", items, alice.account)
     text = QUEUE.format(proxy=walk.proxy_of(submit, alice.account), each=QUEUED // CLASSES)
     write(submit, f"{home}/bench.sub", text, alice.account)
     state = f"/run/pilotbed/frontend/{GRID.variable('grid_vos')[0]['frontend_group']}/state.json"
-    found = {}
+    found: dict[str, float] = {}
     with _still(factory, "pilotbed-factory.service"):
         _python(factory, OFFERS, collector, str(ENTRIES), user="factory")
         begun = time.monotonic()
-        walk.as_user(submit, alice.account, "condor_submit -terse bench.sub")
-        found["submitting"] = time.monotonic() - begun
         try:
+            # MAX_JOBS_PER_SUBMISSION is 20,000.
+            for at in range(0, CLASSES, CLASSES // 5):
+                write(submit, f"{home}/bench.items", "".join(items[at : at + CLASSES // 5]), alice.account)
+                walk.as_user(submit, alice.account, "condor_submit -terse bench.sub")
+            found["submitting"] = time.monotonic() - begun
             seen = json.loads(ok(frontend, "cat %s", state))["turn"]
             seconds: list[float] = []
             while len(seconds) < 3:
@@ -238,19 +237,20 @@ def submissions() -> float:
 def start(worker: Host, options: dict[str, str]) -> dict[str, float]:
     """Return the seconds of a pilot's start, by part, and the MB that it holds then beyond HTCondor's own."""
     stamped = f"{HERE}-stamped"
-    follow = f"tail -n +1 -F {HERE}/out 2>/dev/null | while IFS= read -r line; do echo \"$EPOCHREALTIME $line\"; done"
+    look = f"tail --disable-inotify --sleep-interval 0.02 -n +1 -F {HERE}/out 2>/dev/null"
+    follow = f"{look} | while IFS= read -r line; do echo \"$EPOCHREALTIME $line\"; done"
     worker.run("systemctl stop pilotbed-bench-stamps; rm -f %s", stamped)
     ok(worker, "systemd-run --quiet --unit pilotbed-bench-stamps --property StandardOutput=file:%s /bin/bash -c %s",
        stamped, follow)  # fmt: skip
     with HandPilot(worker, options, HERE, "pilotbed-bench") as pilot:
-        begun = time.time()
         until("it is in the pool", pilot.slots, every=0.1)
-        registered = time.time() - begun
+        registered = time.time()
         lines = [(float(line.split()[0]), line.split(" ", 1)[1])
                  for line in ok(worker, "cat %s", stamped).splitlines() if " " in line]  # fmt: skip
         own = _beyond_condor(worker, pilot.account)
     worker.run("systemctl stop pilotbed-bench-stamps; rm -f %s", stamped)
     first = lines[0][0]
+    registered -= first
     marks = [(at - first, found[1]) for at, line in lines if (found := re.search(r" running (\S+) ", line))]
     ends = [at for at, _ in marks[1:]] + [registered]
     parts = {name: end - at for (at, name), end in zip(marks, ends, strict=True)}
@@ -313,6 +313,19 @@ def spent() -> dict[str, float]:
     return found
 
 
+@contextmanager
+def _closed() -> Iterator[None]:
+    """No pilot of the factory's comes meanwhile."""
+    factory = GRID.node("factory")
+    for site in GRID.sites:
+        ok(factory, "pilotbed-entry downtime %s --now --reason bench", site.name)
+    try:
+        yield
+    finally:
+        for site in GRID.sites:
+            ok(factory, "pilotbed-entry up %s", site.name)
+
+
 def throughput(worker: Host, options: dict[str, str], life: str) -> dict[str, list[dict[str, float]]]:
     """Return a sample of each way in each round; the order changes from round to round."""
     submit, central = GRID.node("submit"), GRID.node("central_manager")
@@ -327,6 +340,7 @@ def throughput(worker: Host, options: dict[str, str], life: str) -> dict[str, li
             until("the pilot is in the pool", pilot.slots)
             wanted[name] = f'split(TARGET.Name, "@")[1] == "{pilot.name}"'
             proxy = ok(worker, "cat %s", f"{pilot.directory}/proxy.pem")
+        running.enter_context(_closed())
         running.enter_context(plain(central, proxy, life))
         until("the startd is in the pool", lambda: central.run("condor_status plain -af Name").stdout, 120)
         wanted["no pilot"] = 'regexp("@?plain@", TARGET.Name)'
@@ -343,23 +357,16 @@ def throughput(worker: Host, options: dict[str, str], life: str) -> dict[str, li
 def measure() -> dict[str, Any]:
     """Return what a run finds on the lab that runs."""
     site = GRID.site("behind a relay", lambda site: site.traversal == "relay")
-    submit, factory, alice = GRID.node("submit"), GRID.node("factory"), walk.walkers()[0]
+    submit, alice = GRID.node("submit"), walk.walkers()[0]
     walk.as_user(submit, alice.account, f"voms-proxy-init --quiet --voms {alice.voms}")
     worker, options = worker_with_a_pilot(site), arguments(site)
     standard = (CHECKOUT / "services/src/pilotbed/glidein/files/condor_vars.lst").read_text()
     (life,) = (line.split()[2] for line in standard.splitlines() if line.startswith("CLAIM_WORKLIFE"))
     found: dict[str, Any] = {"starts": [start(worker, options) for _ in range(STARTS)]}
     print(found["starts"][-1], flush=True)
+    found["throughput"] = throughput(worker, options, life)
     found["submissions"] = submissions()
     print(f"{SUBMITTED} pilots submitted in {found['submissions']:.1f} s", flush=True)
-    downtime = [f"pilotbed-entry {{}} {shlex.quote(one.name)}" for one in GRID.sites]
-    for command in downtime:
-        ok(factory, command.format("downtime") + " --now --reason bench")
-    try:
-        found["throughput"] = throughput(worker, options, life)
-    finally:
-        for command in downtime:
-            ok(factory, command.format("up"))
     found["turn"] = turn()
     until_none("the queue is empty", lambda: submit.run("condor_q -allusers -af ClusterId").stdout, 600)
     return found

@@ -19,38 +19,39 @@ where=$server/$(gconfig_get GLIDEIN_Entry_Name)/$job/$(gconfig_get GLIDEIN_Pilot
 [[ -n $proxy && $job =~ ^[0-9]+\.[0-9]+$ ]] || { script_ok && exit; } # started by hand
 
 declare -A sent=() next=()
-failures=0
-# send FILE NAME: what is new in it
+# send FILE NAME: what is new in it; fails where it is not taken
 send() {
     local size from=${sent[$2]:-0}
-    size=$(stat --dereference --format %s "$1" 2>/dev/null) || return
+    size=$(stat --dereference --format %s "$1" 2>/dev/null) || return 0
     [[ $size -ge $from ]] || from=0 # begun anew
     [[ $((size - from)) -le $most ]] || from=$((size - most))
-    [[ $size -gt $from ]] || return
-    tail -c +$((from + 1)) "$1" | head -c $((size - from)) | gzip >"$part" || return
-    if curl -q --silent --fail --globoff --proto '=https' --noproxy '*' --connect-timeout 20 --max-time 60 \
-        --capath "$ca" --cert "$proxy" --key "$proxy" --upload-file "$part" "$where/$2/${next[$2]:-0}" >/dev/null 2>&1; then
-        sent[$2]=$size next[$2]=$((${next[$2]:-0} + 1)) failures=0
-    else
-        failures=$((failures + 1))
-    fi
+    [[ $size -gt $from ]] || return 0
+    tail -c +$((from + 1)) "$1" | head -c $((size - from)) | gzip >"$part" || return 0
+    curl -q --silent --fail --globoff --proto '=https' --noproxy '*' --connect-timeout 20 --max-time 60 \
+        --capath "$ca" --cert "$proxy" --key "$proxy" --upload-file "$part" "$where/$2/${next[$2]:-0}" || return
+    sent[$2]=$size next[$2]=$((${next[$2]:-0} + 1))
 }
 all() {
     local file
     for file in "$local_dir"/log/{MasterLog,StartLog,SharedPortLog,StarterLog*} "$local_dir/relay.log"; do
-        [[ ! -f $file ]] || send "$file" "${file##*/}"
+        [[ ! -f $file ]] || send "$file" "${file##*/}" || return
     done
     # What the pilot says, where the batch system has it written into files.
-    [[ ! -f /proc/$pilot/fd/1 ]] || send "/proc/$pilot/fd/1" out
+    [[ ! -f /proc/$pilot/fd/1 ]] || send "/proc/$pilot/fd/1" out || return
     [[ ! -f /proc/$pilot/fd/2 ]] || send "/proc/$pilot/fd/2" err
-    return 0
 }
 {
-    # Who was refused ten times in a row is not wanted there. Short sleeps: this keeps a killed pilot's directory.
-    due=0
+    due=0 failures=0
+    # Ten times in a row nothing was taken: it never will be. Short sleeps: this keeps a killed pilot's directory.
     while [[ $failures -lt 10 ]]; do
-        kill -0 "$pilot" || { all && break; }
-        if [[ $SECONDS -ge $due ]]; then all && due=$((SECONDS + period)); fi
+        if ! kill -0 "$pilot"; then
+            all # what it said last
+            break
+        fi
+        if [[ $SECONDS -ge $due ]]; then
+            if all; then failures=0; else failures=$((failures + 1)); fi
+            due=$((SECONDS + period))
+        fi
         sleep 5
     done
     rm -f "$part"
