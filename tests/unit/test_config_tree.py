@@ -178,7 +178,7 @@ UNITS = {
     "pilotbed-factory.service": "factory", "pilotbed-frontend@.service": "frontend",
     "pilotbed-frontend-stage.service": "frontend", "pilotbed-relay.service": "relay",
     "pilotbed-border.service": "border", "pilotbed-relay-agent.service": "relay_agent",
-    "pilotbed-pilot-logs.service": "factory", "pilotbed-mapping.service": "mapping_service",
+    "pilotbed-pilot-log-receiver.service": "factory", "pilotbed-mapping.service": "mapping_service",
     "pilotbed-log-upload.service": "log_upload",
 }  # fmt: skip
 
@@ -207,7 +207,7 @@ def test_every_unit_that_runs_our_package_is_known_here() -> None:
     [
         ("glexec/root.py", set()),
         ("relay/server.py", {"relay"}),
-        ("factory/receiver.py", {"pilot-logs"}),
+        ("factory/receiver.py", {"pilot-log-receiver"}),
         ("relay/agent.py", {"relay-agent", "factory", "frontend-stage"}),  # pilots get it from the stage
         ("mapping/app.py", {"mapping"}),
         ("factory/decisions.py", {"factory"}),

@@ -1,4 +1,4 @@
-"""pilotbed-pilot-logs: takes parts of pilots' logs while the pilots run, over HTTPS, from who shows a pilot's proxy.
+"""pilotbed-pilot-log-receiver: takes parts of the logs of pilots that run, over HTTPS, from who shows a pilot's proxy.
 
     PUT /ENTRY/CLUSTER.PROC/PILOT/LOG/NUMBER    a gzip member; 204 when it is kept
 
@@ -32,12 +32,12 @@ from .parts import PACKED, Part, Refusal, Store
 #: Seconds that a client has for everything, and connections at a time; who comes then is told nothing, and comes again.
 DEADLINE, AT_A_TIME = 60.0, 64
 
-_log = logging.getLogger("pilotbed.pilot-logs")
+_log = logging.getLogger("pilotbed.pilot-log-receiver")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Keys of pilot-logs.toml.
+    """Keys of pilot-log-receiver.toml.
 
     Args:
         pilots: end-entity DNs whose proxies may send.
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection, one request."""
 
     server: Server
-    server_version, sys_version = "pilotbed-pilot-logs", ""
+    server_version, sys_version = "pilotbed-pilot-log-receiver", ""
     #: Seconds for a single step.
     timeout = 20
 
@@ -200,9 +200,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of ``pilotbed-pilot-logs``."""
-    parser = argparse.ArgumentParser(prog="pilotbed-pilot-logs", description="Take parts of pilots' logs.")
-    parser.add_argument("--config", type=Path, default=Path("/etc/pilotbed/pilot-logs.toml"), metavar="FILE.toml")
+    """Command line of ``pilotbed-pilot-log-receiver``."""
+    parser = argparse.ArgumentParser(prog="pilotbed-pilot-log-receiver", description="Take parts of pilots' logs.")
+    default = Path("/etc/pilotbed/pilot-log-receiver.toml")
+    parser.add_argument("--config", type=Path, default=default, metavar="FILE.toml")
     options = parser.parse_args(argv)
     set_up_logging()
     try:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Sends the factory what the pilot's logs have grown by, while the pilot runs: of one that is killed nothing else may come.
-#   GLIDEIN_Log_Server    https://HOST:PORT of the factory's pilotbed-pilot-logs; without it nothing is sent
+#   GLIDEIN_Log_Server    https://HOST:PORT of the factory's pilotbed-pilot-log-receiver; without it nothing is sent
 #   GLIDEIN_Log_Period    seconds between two looks, 300
 # Whatever goes wrong here ends no pilot: a site may let nobody out to there.
 glidein_config=$1

@@ -1,4 +1,4 @@
-"""pilotbed-pilot-logs as a process, curl and a pilot's send_logs.sh before it: who may send, and what comes of it."""
+"""pilotbed-pilot-log-receiver, with curl and a pilot's send_logs.sh before it: who may send, and what comes of it."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ class Receiver:
         self.process = None
 
     def start(self, changes="pass"):
-        file = self.directory / "pilot-logs.toml"
+        file = self.directory / "pilot-log-receiver.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.config.items()))
         launch = f"{LAUNCH}{changes}; sys.exit(receiver.main())"
         self.process = Process(self.directory / "receiver.log", "-c", launch, "--config", file)
