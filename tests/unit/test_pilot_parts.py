@@ -72,7 +72,8 @@ BOMB = gzip.compress(bytes(UNPACKED + 1))
 @pytest.mark.parametrize(("body", "why"), [
     (b"plain", "gzip"), (b"", "gzip"), (gzip.compress(b"x" * 1000)[:-9], "whole"), (BOMB, "whole"),
     (gzip.compress(b"x") * 2, "whole"), (gzip.compress(b"x") + b"more", "whole"), (os.urandom(300 << 10), "at most"),
-])  # fmt: skip
+], ids=["text", "nothing", "cut", "bomb", "two", "more", "long"])  # fmt: skip
+# Names of their own: gzip has the time in it, and two processes that collect tests have to find the same ones.
 def test_what_is_no_part_is_refused_and_leaves_nothing(store: Store, tmp_path: Path, body: bytes, why: str) -> None:
     with pytest.raises(Refusal, match=why):
         store.take(part(), SENDER, body)
