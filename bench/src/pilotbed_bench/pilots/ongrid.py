@@ -3,7 +3,6 @@
     schedd with 50,000 idle jobs ─▶ frontend's whole turn ◀─ collector with 500 entries
     factory's schedd ◀─ submissions
     worker: a pilot's start in parts, what it holds when it is idle
-    1,000 jobs of a second ─▶ 8 slots: of a startd alone, of a pilot without glexec and relay, with one, with both
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import shlex
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from pilotbed_lab import cgroups, deploy
+from pilotbed_lab import deploy
 from pilotbed_suite import CHECKOUT, GridError, document, walk
 from pilotbed_suite.support import (
     GRID,
@@ -28,7 +27,6 @@ from pilotbed_suite.support import (
     ok,
     until,
     until_none,
-    with_parameters,
     worker_with_a_pilot,
     write,
 )
@@ -43,8 +41,6 @@ QUEUED, CLASSES, ENTRIES, TURN = 50_000, 2_000, 500, 30.0
 SUBMITTED, A_MINUTE = 1_000, 1_000
 #: Starts of a pilot; aims: seconds until it is in the pool, MB of an idle one beyond HTCondor's own.
 STARTS, START, IDLE = 5, 4.0, 25.0
-#: Jobs of one second, slots, rounds; aim: of the rate without pilots, at least.
-JOBS, SLOTS, ROUNDS, SHARE = 250, 8, 4, 0.8
 
 #: On the factory's node: real ads, as the factory's, of entries that nobody has.
 OFFERS = """
@@ -93,59 +89,6 @@ request_memory = $(memory)
 request_cpus = $(cpus)
 +DESIRED_Sites = "$(sites)"
 queue {each} memory, cpus, sites from bench.items
-"""
-ONE = """executable = /bin/sleep
-arguments = 1
-transfer_executable = false
-should_transfer_files = yes
-x509userproxy = {proxy}
-request_memory = 64
-log = bench.log
-requirements = {wanted}
-queue {jobs}
-"""
-#: The same pool without pilots: a startd of the pool's own HTCondor, beside the schedd, by the pilot's proxy.
-PLAIN = """include : /etc/condor/required-security.conf
-include : /etc/condor/config.d/10-pool.conf
-RELEASE_DIR = /usr
-LIB = /usr/lib/condor
-LIBEXEC = /usr/libexec/condor
-LOCAL_DIR = {here}
-LOG = {here}/log
-SPOOL = {here}/spool
-EXECUTE = {here}/execute
-LOCK = {here}/lock
-RUN = {here}/lock
-DAEMON_SOCKET_DIR = {here}/sock
-DAEMON_LIST = MASTER, STARTD
-MASTER_NAME = plain
-STARTD_NAME = plain
-USE_SHARED_PORT = false
-NUM_CPUS = {slots}
-MEMORY = 16000
-NUM_SLOTS_TYPE_1 = 1
-SLOT_TYPE_1 = 100%
-SLOT_TYPE_1_PARTITIONABLE = true
-START = true
-SUSPEND = false
-PREEMPT = false
-KILL = false
-WANT_SUSPEND = false
-CLAIM_WORKLIFE = {life}
-RunBenchmarks = false
-SEC_ENABLE_MATCH_PASSWORD_AUTHENTICATION = true
-STARTER_ALLOW_RUNAS_OWNER = false
-AUTH_SSL_USE_CLIENT_PROXY_ENV_VAR = false
-AUTH_SSL_CLIENT_CERTFILE = {here}/proxy.pem
-AUTH_SSL_CLIENT_KEYFILE = {here}/proxy.pem
-AUTH_SSL_SERVER_CERTFILE = {here}/proxy.pem
-AUTH_SSL_SERVER_KEYFILE = {here}/proxy.pem
-SEC_DEFAULT_AUTHENTICATION_METHODS = SSL, FS
-SEC_CLIENT_AUTHENTICATION_METHODS = SSL, FS
-ALLOW_DAEMON = *@{domain}, condor@child, submit-side@matchsession
-ALLOW_WRITE = *@{domain}, condor@child, submit-side@matchsession
-ALLOW_READ = *@{domain}, condor@child, submit-side@matchsession
-ALLOW_NEGOTIATOR = *@{domain}
 """
 HERE = "/var/tmp/pilotbed-bench"  # noqa: S108 # on a lab's node
 
@@ -237,7 +180,7 @@ def submissions() -> float:
 def start(worker: Host, options: dict[str, str]) -> dict[str, float]:
     """Return the seconds of a pilot's start, by part, and the MB that it holds then beyond HTCondor's own."""
     stamped = f"{HERE}-stamped"
-    look = f"tail --disable-inotify --sleep-interval 0.02 -n +1 -F {HERE}/out 2>/dev/null"
+    look = f"tail ---disable-inotify --sleep-interval 0.02 -n +1 -F {HERE}/out 2>/dev/null"
     follow = f"{look} | while IFS= read -r line; do echo \"$EPOCHREALTIME $line\"; done"
     worker.run("systemctl stop pilotbed-bench-stamps; rm -f %s", stamped)
     ok(worker, "systemd-run --quiet --unit pilotbed-bench-stamps --property StandardOutput=file:%s /bin/bash -c %s",
@@ -264,93 +207,6 @@ def _beyond_condor(worker: Host, account: str) -> float:
     return sum(int(row[-1]) for row in rows if len(row) > 1 and not row[0].startswith("condor_")) / 1024
 
 
-# -- jobs -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def plain(node: Host, proxy: str, life: str) -> Iterator[None]:
-    """A startd with its own slots on a node, which is no pilot's."""
-    here = f"{HERE}-plain"
-    ok(node, f"rm -rf {here} && install -d -o condor {here} && cd {here} && "
-       "install -d -o condor log spool execute lock sock && chmod 755 execute")  # fmt: skip
-    write(node, f"{here}/proxy.pem", proxy, "condor")
-    config = PLAIN.format(here=here, slots=SLOTS, life=life, domain=GRID.variable("grid_domain"))
-    write(node, f"{here}/condor_config", config, mode="0644")
-    ok(node, "systemd-run --quiet --unit pilotbed-bench-plain --setenv CONDOR_CONFIG=%s condor_master -f",
-       f"{here}/condor_config")  # fmt: skip
-    try:
-        yield
-    finally:
-        node.run("systemctl stop pilotbed-bench-plain; rm -rf %s", here)
-
-
-def rate(submit: Host, wanted: str) -> dict[str, float]:
-    """Return jobs a second that slots end which a job ``wanted``, and CPU-seconds a job by node."""
-    alice = walk.walkers()[0]
-    text = ONE.format(proxy=walk.proxy_of(submit, alice.account), wanted=wanted, jobs=JOBS)
-    before = spent()
-    command = f"rm -f bench.log; printf %s {shlex.quote(text)} > bench.sub && condor_submit -terse bench.sub"
-    said = walk.as_user(submit, alice.account, command)
-    cluster = said.split()[0].partition(".")[0]
-
-    def ended() -> list[list[float]]:
-        shown = ok(submit, f"condor_history {cluster} -limit {JOBS} -af JobStartDate CompletionDate").splitlines()
-        return [list(map(float, line.split())) for line in shown] if len(shown) == JOBS else []
-
-    times = until(f"{JOBS} jobs end", ended, 1800, every=3)
-    after = spent()
-    used = {f"CPU {name}": (after[name] - before[name]) / JOBS for name in after}
-    seconds = max(end for _, end in times) - min(begin for begin, _ in times)
-    return {"rate": JOBS / seconds} | used
-
-
-def spent() -> dict[str, float]:
-    """Return the CPU-seconds of the nodes that a job passes."""
-    key = deploy.lab().key
-    known = {"schedd": "submit", "collector": "central_manager", "relay": "relay"}
-    found = {name: cgroups.cpu_seconds(f"{key}/{GRID.names(group)[0]}") for name, group in known.items()}
-    found["workers"] = sum(cgroups.cpu_seconds(f"{key}/{one}") for one in GRID.names("worker"))
-    return found
-
-
-@contextmanager
-def _closed() -> Iterator[None]:
-    """No pilot of the factory's comes meanwhile."""
-    factory = GRID.node("factory")
-    for site in GRID.sites:
-        ok(factory, "pilotbed-entry downtime %s --now --reason bench", site.name)
-    try:
-        yield
-    finally:
-        for site in GRID.sites:
-            ok(factory, "pilotbed-entry up %s", site.name)
-
-
-def throughput(worker: Host, options: dict[str, str], life: str) -> dict[str, list[dict[str, float]]]:
-    """Return a sample of each way in each round; the order changes from round to round."""
-    submit, central = GRID.node("submit"), GRID.node("central_manager")
-    without = {"GLIDEIN_Glexec_Use": "NEVER", "GLIDEIN_REQUIRE_GLEXEC_USE": "False", "GLEXEC_BIN": "NONE"}
-    found: dict[str, list[dict[str, float]]] = {}
-    with ExitStack() as running:
-        wanted: dict[str, str] = {}
-        for name, more in (("pilot with relay", without), ("pilot with relay and glexec", {})):
-            unit = f"pilotbed-bench-{len(wanted)}"
-            given = with_parameters(options, GLIDEIN_CPUS=str(SLOTS), GLIDEIN_MaxMemMBs="16000", **more)
-            pilot = running.enter_context(HandPilot(worker, given, f"/var/tmp/{unit}", unit))  # noqa: S108
-            until("the pilot is in the pool", pilot.slots)
-            wanted[name] = f'split(TARGET.Name, "@")[1] == "{pilot.name}"'
-            proxy = ok(worker, "cat %s", f"{pilot.directory}/proxy.pem")
-        running.enter_context(_closed())
-        running.enter_context(plain(central, proxy, life))
-        until("the startd is in the pool", lambda: central.run("condor_status plain -af Name").stdout, 120)
-        wanted["no pilot"] = 'regexp("@?plain@", TARGET.Name)'
-        for number in range(ROUNDS):
-            for name in sorted(wanted, reverse=number % 2 == 0):
-                found.setdefault(name, []).append(rate(submit, wanted[name]))
-                print(f"round {number + 1}: {name}: {found[name][-1]['rate']:.2f} jobs/s", flush=True)
-    return found
-
-
 # -- all ------------------------------------------------------------------------------------------------------------
 
 
@@ -360,11 +216,8 @@ def measure() -> dict[str, Any]:
     submit, alice = GRID.node("submit"), walk.walkers()[0]
     walk.as_user(submit, alice.account, f"voms-proxy-init --quiet --voms {alice.voms}")
     worker, options = worker_with_a_pilot(site), arguments(site)
-    standard = (CHECKOUT / "services/src/pilotbed/glidein/files/condor_vars.lst").read_text()
-    (life,) = (line.split()[2] for line in standard.splitlines() if line.startswith("CLAIM_WORKLIFE"))
     found: dict[str, Any] = {"starts": [start(worker, options) for _ in range(STARTS)]}
     print(found["starts"][-1], flush=True)
-    found["throughput"] = throughput(worker, options, life)
     found["submissions"] = submissions()
     print(f"{SUBMITTED} pilots submitted in {found['submissions']:.1f} s", flush=True)
     found["turn"] = turn()
@@ -377,26 +230,11 @@ def tables(found: dict[str, Any]) -> str:
     starts = found["starts"]
     parts = [name for name in starts[0] if name not in ("all", "MB")]
     middle = {name: statistics.median(one.get(name, 0.0) for one in starts) for name in (*parts, "all", "MB")}
-    ways = found["throughput"]
-    rates = {name: statistics.median(one["rate"] for one in samples) for name, samples in ways.items()}
-    alone = [one["rate"] for one in ways["no pilot"]]
-    shares = {
-        name: statistics.median(one["rate"] / rate for one, rate in zip(samples, alone, strict=True))
-        for name, samples in ways.items()
-    }
-    nodes = [name for name in ways["no pilot"][0] if name.startswith("CPU ")]
-    rows = [
-        [name, f"{rates[name]:.2f}", f"{shares[name]:.0%}",
-         *(f"{statistics.median(one[node] for one in ways[name]):.3f}" for node in nodes)]
-        for name in ("no pilot", "pilot with relay", "pilot with relay and glexec")
-    ]  # fmt: skip
-    turn, both = found["turn"], shares["pilot with relay and glexec"]
+    turn = found["turn"]
     a_minute = 60 * SUBMITTED / found["submissions"]
     lines = [
-        f"Medians of {STARTS} starts and of {ROUNDS} rounds, shares within a round.", "",
+        f"Medians of {STARTS} starts.", "",
         *document.table(["a pilot's start", "s"], [[name, f"{middle[name]:.2f}"] for name in parts]), "",
-        *document.table([f"{JOBS} jobs of 1 s, {SLOTS} slots", "jobs/s", "share",
-                         *(f"{name} s a job" for name in nodes)], rows), "",
         *document.aims([
             (f"a frontend's whole turn, {QUEUED:,} jobs in {CLASSES:,} classes, {ENTRIES} entries: below {TURN:.0f} s",
              f"{turn['first']:.1f} s, the next {turn['next']:.1f} s", turn["first"] < TURN),
@@ -404,7 +242,6 @@ def tables(found: dict[str, Any]) -> str:
             (f"a pilot in the pool: below {START:.0f} s", f"{middle['all']:.1f} s", middle["all"] < START),
             (f"an idle pilot beyond HTCondor's own: below {IDLE:.0f} MB", f"{middle['MB']:.1f} MB",
              middle["MB"] < IDLE),
-            (f"jobs of 1 s, of the rate without pilots: at least {SHARE:.0%}", f"{both:.0%}", both >= SHARE),
         ]),
     ]  # fmt: skip
     return "\n".join(lines)
