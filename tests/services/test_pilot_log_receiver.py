@@ -16,7 +16,7 @@ from pilotbed.factory.parts import sent
 from pilotbed.glidein.builder import script
 from pilotbed.x509 import make_proxy
 from relaybed import FRIEND, HOUR, PILOT, SOURCE, Process, eventually, free_ports
-from stagebed import STANDARD, last
+from stagebed import STANDARD, clean, last
 
 USER = "/DC=test/DC=grid/O=Gridlab/OU=People/CN=Alice Adams"
 LAUNCH = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); from pilotbed.factory import receiver; "
@@ -229,7 +229,7 @@ def command(site, service, here, **parameters):
 
 
 def started(site, service, here, **parameters):
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "X509_USER_PROXY": str(service.pilot)}
+    environment = clean() | {"X509_USER_PROXY": str(service.pilot)}
     return subprocess.Popen(command(site, service, here, **parameters), cwd=site.worker, env=environment,
                             stdout=(here / "out").open("wb"), stderr=subprocess.STDOUT)  # fmt: skip
 

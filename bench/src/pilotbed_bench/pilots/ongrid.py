@@ -96,12 +96,12 @@ HERE = "/var/tmp/pilotbed-bench"  # noqa: S108 # on a lab's node
 # -- frontend and factory -------------------------------------------------------------------------------------------
 
 
-def _python(node: Host, text: str, *words: str, user: str = "root") -> str:
-    """Run a program of ours on the factory's node with its configuration; return what it printed."""
+def _python(node: Host, text: str, *words: str) -> str:
+    """Run a program of ours as the factory, on its node; return what it printed."""
     write(node, "/run/pilotbed-bench.py", text, mode="0644")
     quoted = shlex.join(["env", "CONDOR_CONFIG=/etc/condor-factory/condor_config", "python3", "-I",
                          "/run/pilotbed-bench.py", *words])  # fmt: skip
-    return ok(node, "runuser -u %s -- /bin/sh -c %s", user, quoted)
+    return ok(node, "runuser -u factory -- /bin/sh -c %s", quoted)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def turn() -> dict[str, float]:
     state = f"/run/pilotbed/frontend/{GRID.variable('grid_vos')[0]['frontend_group']}/state.json"
     found: dict[str, float] = {}
     with _still(factory, "pilotbed-factory.service"):
-        _python(factory, OFFERS, collector, str(ENTRIES), user="factory")
+        _python(factory, OFFERS, collector, str(ENTRIES))
         begun = time.monotonic()
         try:
             # MAX_JOBS_PER_SUBMISSION is 20,000.
@@ -145,7 +145,7 @@ def turn() -> dict[str, float]:
             found |= {"first": seconds[0], "next": statistics.median(seconds[1:])}
         finally:
             walk.as_user(submit, alice.account, "condor_rm -all; rm -f bench.items bench.sub")
-            _python(factory, OFFERS, collector, "0", user="factory")
+            _python(factory, OFFERS, collector, "0")
     return found
 
 
@@ -167,7 +167,7 @@ def submissions() -> float:
         raise GridError("the factory holds no pilot's proxy: make walk has a frontend send one")
     proxy = known[0]
     try:
-        return float(_python(factory, SUBMIT, proxy, str(SUBMITTED), user="factory"))
+        return float(_python(factory, SUBMIT, proxy, str(SUBMITTED)))
     finally:
         for how in ("", "-forcex"):
             factory.run(f"pilotbed-factory-pool condor_rm {how} -constraint PilotbedBench")

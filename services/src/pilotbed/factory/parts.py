@@ -143,9 +143,9 @@ class Store:
             del self._sizes[oldest]
 
 
-def _pilots(directory: Path) -> Iterator[Path]:
-    """Yield the directories of pilots that have something in them."""
-    return (path for path in directory.glob("*/*/glidein_*") if path.is_dir() and any(path.iterdir()))
+def _pilots(directory: Path, entry: str = "*") -> Iterator[Path]:
+    """Yield the directories of pilots, all or an entry's, that have something in them."""
+    return (path for path in directory.glob(f"{entry}/*/glidein_*") if path.is_dir() and any(path.iterdir()))
 
 
 def _unpacked(body: bytes) -> bytes:
@@ -216,5 +216,4 @@ class Sent:
 
 def sent(directory: Path, entry: str = "*") -> list[Sent]:
     """Return what all pilots, or those of an entry, have sent, the latest last."""
-    found = [Sent(path) for path in _pilots(directory) if entry in ("*", path.parent.parent.name)]
-    return sorted(found, key=lambda one: (one.when, one.path))
+    return sorted(map(Sent, _pilots(directory, entry)), key=lambda one: (one.when, one.path))

@@ -80,8 +80,12 @@ class Output:
             ended = f"failed in {ending.test}: {ending.why}"
         else:
             ended = "ended" if ending.jobs is None else f"ended, after {ending.jobs} jobs"
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
-        return f"{stamp}  {self.job}  {self.entry}  {printable(ended)}"
+        return line(when, self.job, self.entry, printable(ended))
+
+
+def line(when: float, job: str, entry: str, what: str) -> str:
+    """Return the line that says what has become of a pilot, and when (seconds, Unix)."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))}  {job}  {entry}  {what}"
 
 
 def printable(text: str) -> str:
@@ -111,8 +115,7 @@ def sent_by(known: Sequence[Sent], which: str) -> list[Sent]:
 
 def line_of(one: Sent) -> str:
     """Return one line about what a pilot has sent whose job has not come home."""
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.when))
-    return f"{stamp}  {one.job}  {one.entry}  has not come home; {one.pilot} had sent logs until then"
+    return line(one.when, one.job, one.entry, f"has not come home; {one.pilot} had sent logs until then")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
