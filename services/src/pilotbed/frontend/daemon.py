@@ -213,11 +213,11 @@ class Frontend(Daemon):
                 try:
                     if ad.get("GlideinMyType") == key:
                         found = GlobalOffer.from_ad(ad)
-                        if (known := self.wms.setdefault(str(found.name), wms)) is not wms:
+                        if (known := self.wms.get(str(found.name), wms)) is not wms:
                             self.leave_out("offers", name, f"the factory at {known.address} is called so, too")
                             continue
-                        self.session(found)
-                        keys[str(found.name)] = found
+                        self.session(found)  # before it counts as known: its key may be none
+                        self.wms[str(found.name)], keys[str(found.name)] = wms, found
                     elif ad.get("GlideinMyType") == answer:
                         entry, said = answered(ad)
                         self.answers[entry] = said
