@@ -276,6 +276,24 @@ def test_a_factory_that_takes_anothers_name_is_left_out() -> None:
         assert daemon.absurd == {"offers_left_out": 1}
 
 
+@pytest.mark.parametrize("spoilt_key", [{"PubKeyValue": "none"}, {"PubKeyValue": ""}, {"PubKeyType": "EC"}])
+def test_a_factory_whose_key_is_none_is_no_factory_and_the_other_is(spoilt_key: Ad) -> None:
+    """It was known by its name and had no session: KeyError, and nobody's pilots were asked for."""
+    first_pool = Pool([global_offer(), offer("alpha"), SCHEDD], [WAITING])
+    other_pool = Pool([global_offer(OTHER_KEY, FactoryName("v1", "second")) | spoilt_key])
+    with frontend(first_pool, ("first", "second")) as daemon:
+        daemon.factories[1].collector = other_pool  # type: ignore[assignment]
+        for _ in range(2):
+            daemon.turn()
+            assert (asked(first_pool), daemon.errors) == (1, 0), daemon.said
+        assert daemon.absurd == {"offers_left_out": 1}
+        # Once its key is one; whatever number it has.
+        mended = global_offer(OTHER_KEY, FactoryName("v1", "second")) | {"PubKeyID": KEY.key_id}
+        other_pool.ads[:] = Pool([mended]).ads
+        daemon.turn()
+        assert len(daemon.sessions) == 2
+
+
 def drop_file(path: Path) -> None:
     path.write_bytes(b"\xff\xfe half written")
 

@@ -86,6 +86,7 @@ class Frontend(Daemon):
         #: The factory of each name, as its ads say it.
         self.wms: dict[str, Wms] = {}
         self.history: dict[str, History] = {}
+        #: By the factory's public key, not by the number that it gives to it: another may give that, too.
         self.sessions: dict[str, tuple[SessionKey, str]] = {}
         self.entries: dict[str, dict[str, Any]] = {}
         self.left_out: list[LeftOut] = []
@@ -194,7 +195,7 @@ class Frontend(Daemon):
                 self.say(f"factory {wms.address}", "factory-missing", factory=wms.address, why=error)
         if len(missing) == len(self.factories):
             raise missing[0]
-        self.sessions = {key.key_id: self.sessions[key.key_id] for key in keys.values()}
+        self.sessions = {key.public_pem: self.sessions[key.public_pem] for key in keys.values()}
         return sorted(offers, key=lambda offer: offer.full_name), keys
 
     def offers_of(self, wms: Wms, offers: list[Offer], keys: dict[str, GlobalOffer]) -> None:
@@ -264,10 +265,10 @@ class Frontend(Daemon):
 
     def session(self, key: GlobalOffer) -> tuple[SessionKey, str]:
         """Return the session key for a factory's key, and that wrapped for it; the same as long as the key is."""
-        if key.key_id not in self.sessions:
+        if key.public_pem not in self.sessions:
             session = SessionKey.new()
-            self.sessions[key.key_id] = session, session.wrapped(key.public_pem)
-        return self.sessions[key.key_id]
+            self.sessions[key.public_pem] = session, session.wrapped(key.public_pem)
+        return self.sessions[key.public_pem]
 
     def ask(self, decisions: Sequence[Decision], keys: dict[str, GlobalOffer], pem: str, stage: ClientStage) -> None:
         """Send credentials and requests to the factories, and the decisions to the users' pool."""
