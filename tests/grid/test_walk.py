@@ -156,7 +156,8 @@ def test_pilots_fetched_through_the_cache(grid, workers, walked):
         lines = [line.split() for line in ok(host(site.cache), "cat /var/log/squid/access.log").splitlines()]
         mine = [line for line in lines if line[2] == address and started - 2 < float(line[0]) < started + 60]
         assert len(mine) > 10, f"{len(mine)} requests of {worker} after {started}"
-        assert any("/stage/condor_0." in line[6] for line in mine)
+        # In the scenario "upgrade" a pilot may be the previous release's, which has a tarball without a number.
+        assert any(re.search(r"/stage/condor(_0)?\.", line[6]) for line in mine)
         # What one pilot fetched the next one gets from the cache.
         url = mine[-1][6]
         head = ok(workers[worker], "curl --silent --show-error --fail --output /dev/null --dump-header - --proxy %s %s",
