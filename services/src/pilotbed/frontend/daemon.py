@@ -117,7 +117,7 @@ class Frontend(Daemon):
         for one in self.config.schedds:
             try:
                 full = self.full(one)
-                ads = Schedd(one.name, self.config.pool).query(constraint, attributes)
+                ads = Schedd(one.name, self.pool).query(constraint, attributes)
             except PoolError as error:
                 missing.append(error)
                 self.closed[one.name] = str(error)

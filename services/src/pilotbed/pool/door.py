@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from .values import Ad, Expr, Value
 
 #: Seconds that a query or a handshake may take before the pool counts as down; HTCondor's own are 60 and 20.
 DEADLINE = 5
+#: Seconds for which one of several collectors that did not answer is left alone.
+AVOIDED = 60
 
 
 class PoolError(Exception):
@@ -114,13 +117,20 @@ def classad(values: Ad) -> Any:
 
 
 class Collector:
-    """The collector at ``address`` (host:port)."""
+    """The collector at ``address``, or a pool's several: ``host:port``, with commas between.
+
+    All are told everything; one is asked, the next if it does not answer. That is kept to from then on: one that comes
+    back knows nothing for a while, and nobody should decide by that. One that does not answer costs seconds, and is left
+    alone for ``AVOIDED`` unless none of them answers.
+    """
 
     def __init__(self, address: str) -> None:
         import htcondor2
 
         self.address = address
-        self._collector = htcondor2.Collector(address)
+        self._all = {each: htcondor2.Collector(each) for each in address.replace(",", " ").split()}
+        #: Until when, of the monotonic clock, each is left alone.
+        self._away: dict[str, float] = {}
         # The collector counts lost updates by it; the clock keeps it growing over a restart.
         self._sequence = int(time.time())
 
@@ -128,21 +138,51 @@ class Collector:
         """Return the ads of any kind that satisfy ``constraint``; with ``attributes``, only those.
 
         Raises:
-            PoolError: the collector does not answer, or refuses.
+            PoolError: no collector answers, or all refuse.
         """
         import htcondor2
 
-        try:
-            ads = _ask(lambda: self._collector.query(htcondor2.AdType.Any, constraint, list(attributes)))
-        except _faults() as error:
-            raise PoolError(f"collector {self.address} does not answer a query: {error}") from error
+        ads = self._asked("a query", lambda one: one.query(htcondor2.AdType.Any, constraint, list(attributes)))
         return [plain(ad, attributes) for ad in ads]
+
+    def locate(self, schedd: str) -> Any:
+        """Return HTCondor's ad of a schedd, by which it is reached.
+
+        Raises:
+            PoolError: no collector answers, or none knows it.
+        """
+        import htcondor2
+
+        found = self._asked("a question", lambda one: one.locate(htcondor2.DaemonType.Schedd, schedd))
+        if found is None:
+            raise PoolError(f"collector {self.address} knows no schedd {schedd}")
+        return found
+
+    def _asked(self, what: str, question: Callable[[Any], Any]) -> Any:
+        failed = []
+        for address in self._in_order():
+            try:
+                return _ask(partial(question, self._all[address]))
+            except _faults() as error:
+                failed.append(f"collector {address} does not answer {what}: {error}")
+                self._avoid(address)
+        raise PoolError("; ".join(failed))
+
+    def _in_order(self) -> list[str]:
+        return sorted(self._all, key=self._avoided)
+
+    def _avoided(self, address: str) -> bool:
+        return self._away.get(address, 0) > time.monotonic()
+
+    def _avoid(self, address: str) -> None:
+        self._away[address] = time.monotonic() + AVOIDED
+        self._all[address] = self._all.pop(address)  # the last that is asked
 
     def advertise(self, ads: Iterable[Ad], command: str) -> None:
         """Send ``ads`` with ``command`` (``UPDATE_..._AD``).
 
         Raises:
-            PoolError: the collector does not answer, or our identity may not send this kind.
+            PoolError: no collector answers, or our identity may not send this kind.
         """
         self._sequence += 1
         # Without MyAddress a LICENSE ad vanishes; the collector logs "Could not make hashkey --- ignoring ad".
@@ -165,38 +205,41 @@ class Collector:
     def _send(self, ads: list[Any], command: str) -> None:
         if not ads:
             return
-        try:
-            _ask(lambda: self._collector.advertise(ads, command))
-        except _faults() as error:
-            raise PoolError(f"collector {self.address} did not take {command}: {error}") from error
+        failed, taken = [], False
+        for address in self._in_order():
+            if taken and self._avoided(address):
+                continue
+            try:
+                _ask(partial(self._all[address].advertise, ads, command))
+                taken = True
+            except _faults() as error:
+                failed.append(f"collector {address} did not take {command}: {error}")
+                self._avoid(address)
+        if not taken:
+            raise PoolError("; ".join(failed))
 
 
 def pool_address() -> str:
-    """Return the collector of this host's pool, as it is configured."""
+    """Return the collector of this host's pool, or its several, as it is configured."""
     import htcondor2
 
     return str(htcondor2.param["COLLECTOR_HOST"])
 
 
 class Schedd:
-    """A schedd: the local one, or ``name`` as its pool's collector knows it.
+    """A schedd: the local one, or ``name`` as ``pool`` knows it.
 
     Raises:
-        PoolError: the collector does not know it.
+        PoolError: the pool does not know it.
     """
 
-    def __init__(self, name: str | None = None, pool: str | None = None) -> None:
+    def __init__(self, name: str = "", pool: Collector | None = None) -> None:
         import htcondor2
 
         self.name = name or "(local)"
+        where = [pool.locate(name)] if pool else []
         try:
-            if name is None:
-                self._schedd = htcondor2.Schedd()
-            else:
-                ad = _ask(lambda: htcondor2.Collector(pool).locate(htcondor2.DaemonType.Schedd, name))
-                if ad is None:
-                    raise PoolError(f"collector {pool} knows no schedd {name}")
-                self._schedd = htcondor2.Schedd(ad)
+            self._schedd = htcondor2.Schedd(*where)
         except _faults() as error:
             raise PoolError(f"schedd {self.name} cannot be found: {error}") from error
 
