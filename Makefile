@@ -22,7 +22,7 @@ part := .venv/bin/python -m pilotbed_suite.parts
 .PHONY: help lab boot walk status shell logs labs destroy snapshot restore
 .PHONY: test lint unit services test-lab test-glexec mini grid traversal ready
 .PHONY: lesson hint check reset test-training test-certification
-.PHONY: ready-test certify soak box test-vagrant molecule matrix bench bench-claims bench-relay bench-glexec bench-pilots
+.PHONY: ready-test certify soak test-ha box test-vagrant molecule matrix bench bench-claims bench-relay bench-glexec bench-pilots
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1 ($$1 == "shell" || $$1 == "logs" ? " NODE=submit" : $$1 ~ /snapshot|restore/ ? " NAME=x" : $$1 ~ /^(lesson|hint|check)$$/ ? " N=03" : ""), $$2}' Makefile
@@ -115,6 +115,10 @@ test-vagrant: box ## mini on virtual machines (BOX=plain: all by apt), walked, r
 soak: ready ## MINUTES=30 of JOBS=5000 short jobs and a fault each minute, on the lab: every job once, flat memory, clean workers
 	@$(lab) up
 	MINUTES=$(or $(MINUTES),30) JOBS=$(or $(JOBS),5000) .venv/bin/python -m pytest -s tests/soak
+
+test-ha: ready ## two of a kind, either of which loses its power while jobs run, in a lab of its own: docs/ha.md
+	@export LAB=ha ANSIBLE_INVENTORY=inventory/common,inventory/lab,inventory/ha; \
+	$(lab) up && .venv/bin/python -m pytest -s tests/ha && $(lab) destroy
 
 molecule: ready ## every scenario, LANES=3 at a time (SCENARIO=name: that one): docs/molecule.md
 	@$(if $(SCENARIO),molecule test --scenario-name $(SCENARIO),$(part) --scenarios $(or $(LANES),3))

@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 
 import pytest
 from pilotbed_suite import walk
+from pilotbed_suite.bulk import Bulk
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, as_user, ok, processes, until_none, write
+from pilotbed_suite.support import GRID, ok, processes, until_none
 
 pytestmark = pytest.mark.timeout(6 * 3600)
 
 MINUTES, JOBS = (int(os.environ.get(name, default)) for name, default in (("MINUTES", "30"), ("JOBS", "5000")))
 USERS = ("alice", "bob", "carol")
+#: Seconds that no job sleeps.
+LONGEST = 3
 #: How long each cut of a site's network lasts, in seconds.
 CUT = 30
 #: What a service may grow by from the second third of the faults to the last one: by this share, and so many KiB.
@@ -32,30 +35,12 @@ GROWTH, SLACK = 1.2, 20000
 #: Jobs a second that the slowest machine does; what is left after the faults is waited for as long as that takes.
 SLOWEST = 0.5
 
-PAYLOAD = """#!/bin/sh
-echo "$1 $(id -un)"
-sleep $(($1 % 3))
-"""
-SUBMIT = """universe = vanilla
-executable = soak.sh
-arguments = $(Process)
-output = soak/$(Process).out
-error = soak/$(Process).err
-log = soak/log
-x509userproxy = {proxy}
-should_transfer_files = yes
-when_to_transfer_output = on_exit
-request_cpus = 1
-request_memory = 64
-queue {count}
-"""
-
 
 @dataclass
 class Soak:
     """What was done, and what was seen meanwhile."""
 
-    clusters: dict[str, str] = field(default_factory=dict)
+    bulks: list[Bulk] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     #: KiB by node and unit, a figure for each minute.
     memory: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -125,23 +110,12 @@ def submitted(submit, soak):
     """The jobs, a third of them each user's; what is left of them goes at the end."""
     try:
         for at, name in enumerate(USERS):
-            who = walk.walker(name)
             count = JOBS // len(USERS) + (at < JOBS % len(USERS))
-            text = SUBMIT.format(proxy=walk.proxy_of(submit, who.account), count=count)
-            begin = f"voms-proxy-init --quiet --voms {who.voms} && rm -rf soak && mkdir soak"
-            code, said = as_user(submit, who.account, begin)
-            assert code == 0, said
-            home = ok(submit, "getent passwd %s", who.account).split(":")[5]
-            write(submit, f"{home}/soak.sh", PAYLOAD, who.account, "0755")
-            write(submit, f"{home}/soak.sub", text, who.account)
-            code, said = as_user(submit, who.account, "condor_submit -terse soak.sub")
-            assert code == 0, said
-            soak.clusters[who.account] = said.split()[-1].partition(".")[0]
+            soak.bulks.append(Bulk(submit, walk.walker(name), count, LONGEST, "soak"))
         yield
     finally:
-        for account, cluster in soak.clusters.items():
-            submit.run("condor_rm %s", cluster)
-            as_user(submit, account, "rm -rf soak soak.sh soak.sub")
+        for bulk in soak.bulks:
+            bulk.clear()
 
 
 @pytest.fixture(scope="module")
@@ -159,34 +133,24 @@ def soak(submit):
             fault(minute // len(FAULTS))
             made.faults[fault.__name__] += 1
             everything_is_seen(made)
-            print(f"{minute + 1:3} min  {left(submit, made):5} jobs left  {fault.__name__}", flush=True)
+            print(f"{minute + 1:3} min  {left(made):5} jobs left  {fault.__name__}", flush=True)
             time.sleep(max(begun + 60 * (minute + 1) - time.monotonic(), 0))
-        until_none("every job has ended", lambda: left(submit, made), JOBS / SLOWEST, every=10)
+        until_none("every job has ended", lambda: left(made), JOBS / SLOWEST, every=10)
         made.seconds = time.monotonic() - begun
         rate = JOBS / made.seconds
         print(f"{JOBS} jobs in {made.seconds:.0f} s, {rate:.2f} a second; {dict(made.faults)}", flush=True)
         yield made
 
 
-def left(submit, soak):
-    return sum(ok(submit, "condor_q %s -allusers -autoformat ProcId", cluster).count("\n")
-               for cluster in soak.clusters.values())  # fmt: skip
+def left(soak):
+    return sum(bulk.left() for bulk in soak.bulks)
 
 
 # -- what has to hold -----------------------------------------------------------------------------------------------
 
 
-def test_every_job_ended_once_and_well(submit, soak):
-    """By the schedd's history, and by what came home: its own line, from an account that is no pilot's."""
-    for account, cluster in soak.clusters.items():
-        wanted = "condor_history %s -autoformat ProcId JobStatus ExitCode NumJobCompletions"
-        told = sorted(tuple(line.split()) for line in ok(submit, wanted, cluster).splitlines())
-        assert Counter(line[1:] for line in told) == {("4", "0", "1"): len({line[0] for line in told})}
-        code, said = as_user(submit, account, "cd soak && for f in *.out; do echo \"${f%.out} $(cat $f)\"; done")
-        assert code == 0, said
-        lines = [line.split() for line in said.splitlines()]
-        assert len(lines) == len(told)
-        assert [line for line in lines if len(line) != 3 or line[0] != line[1]] == []
+def test_every_job_ended_once_and_well(soak):
+    assert [problem for bulk in soak.bulks for problem in bulk.problems()] == []
 
 
 def test_every_fault_was_there(soak):

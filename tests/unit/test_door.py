@@ -5,8 +5,7 @@ from __future__ import annotations
 from unittest import mock
 
 import pytest
-from pilotbed.pool import Collector, PoolError
-from pilotbed.pool import door
+from pilotbed.pool import Collector, PoolError, door
 
 
 class Peer:

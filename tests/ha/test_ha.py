@@ -1,0 +1,233 @@
+"""Of two of a kind each loses its power while jobs run, and comes back: no job is lost, none ends twice, users go on.
+
+    make test-ha: inventory/ha, which is the lab's and a second one of each; docs/ha.md has the table that this writes
+
+What a user has of it is measured with what a user does, at a submit host that is left: the tools, and a job of his own.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from pilotbed_lab import deploy
+from pilotbed_suite import CHECKOUT, document, walk
+from pilotbed_suite.bulk import Bulk
+from pilotbed_suite.reach import host
+from pilotbed_suite.support import GRID, explained, ok, processes, until, until_none
+
+pytestmark = pytest.mark.timeout(3600)
+
+#: All jobs that run meanwhile, and seconds that none of them sleeps.
+JOBS, LONGEST = 200, 20
+USERS = ("alice", "bob")
+#: Whose jobs are the probes.
+PROBE = "carol"
+#: Seconds for which the halves do not see each other.
+CUT = 60
+#: Seconds within which a user's tools answer, and the user's job runs, after a host was lost: docs/ha.md promises it.
+TOOLS, RUNS = 60, 180
+PAIRS = {group: GRID.names(group) for group in ("central_manager", "submit", "relay")}
+VICTIMS = [(group, name) for group, names in PAIRS.items() for name in names]
+PAGE = CHECKOUT / "docs/ha.md"
+
+
+@dataclass
+class Seen:
+    """Seconds after the loss of a host, or of sight, until each thing was seen; by what was lost."""
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return Seen()
+
+
+@pytest.fixture(scope="module")
+def bulks():
+    """Jobs of two users at each submit host, all of them there before the first loss."""
+    made = []
+    try:
+        share = JOBS // (len(USERS) * len(PAIRS["submit"]))
+        for name in PAIRS["submit"]:
+            for user in USERS:
+                made.append(Bulk(host(name), walk.walker(user), share, LONGEST, "ha"))
+        walk.as_user(host(PAIRS["submit"][0]), PROBE, f"voms-proxy-init --quiet --voms {walk.walker(PROBE).voms}")
+        until("jobs run", lambda: made[0].left() < share, 300)
+        yield made
+    finally:
+        for bulk in made:
+            bulk.clear()
+
+
+# -- what a user sees -----------------------------------------------------------------------------------------------
+
+
+def tools_answer(submit):
+    """A user's tools: his queue, and the pool's slots."""
+    done = submit.run("runuser --login %s --command %s", PROBE, "condor_q -totals && condor_status -af Name")
+    return done.rc == 0 and "slot" in done.stdout
+
+
+def a_job_runs(submit, since):
+    """Submit one, and wait for it; return the seconds from ``since`` until it had started."""
+    who = walk.walker(PROBE)
+    walk.as_user(submit, PROBE, f"voms-proxy-init --quiet --voms {who.voms}")
+    name = f"ha-{time.time_ns()}"
+    job = until("the job is taken", lambda: _submitted(submit, who, name), RUNS)
+    ad = walk.wait(submit, {PROBE: job}, RUNS)[PROBE]
+    assert (ad["ExitCode"], ad["NumJobCompletions"]) == (0, 1)
+    walk.as_user(submit, PROBE, f"rm -f {name}.*")
+    return ad["JobCurrentStartDate"] - since
+
+
+def _submitted(submit, who, name):
+    try:
+        return walk.submit(submit, who, name, ",".join(site.name for site in GRID.sites))
+    except walk.GridError:
+        return ""
+
+
+def measured(submit, what, seen):
+    """Tools and a job of a user's at ``submit``, since now."""
+    since, begun = time.time(), time.monotonic()
+    until("the tools answer", lambda: tools_answer(submit), TOOLS)
+    row = seen.rows[what] = {"tools": time.monotonic() - begun}
+    row["job"] = a_job_runs(submit, since)
+    assert row["job"] < RUNS
+
+
+# -- what a service is, when it is whole ----------------------------------------------------------------------------
+
+
+def negotiators():
+    """The central managers that have one."""
+    return [name for name in PAIRS["central_manager"] if negotiates(name)]
+
+
+def negotiates(name):
+    return any(one.args.startswith("condor_negotiator") for one in processes(host(name)))
+
+
+def collector_knows_all(name):
+    """Every schedd, the slots that the other one knows, and one negotiator."""
+    known = {}
+    for each in PAIRS["central_manager"]:
+        said = ok(host(name), f"condor_status -pool {GRID.fqdn(each)} -any -af MyType Name").splitlines()
+        known[each] = Counter(line.split()[0] for line in said)
+    schedds = len(PAIRS["submit"])
+    return len(negotiators()) == 1 and all(
+        found["Scheduler"] >= schedds and found["Machine"] and found["Negotiator"] == 1 for found in known.values()
+    )
+
+
+def schedd_runs_jobs(name):
+    """Some of its jobs run, or none is left."""
+    queued = ok(host(name), "condor_q -allusers -autoformat JobStatus").split()
+    return not queued or "2" in queued
+
+
+def relay_listens(name):
+    return ok(host(name), f"ss -Hltn sport = :{GRID.variable('grid_relay_port')}")
+
+
+WHOLE = {"central_manager": collector_knows_all, "submit": schedd_runs_jobs, "relay": relay_listens}
+
+
+# -- losses ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def without(name):
+    """A host that has lost its power, as if somebody had pulled the plug; it comes back afterwards."""
+    deploy.lab().stop_node(name, kill=True)
+    try:
+        yield
+    finally:
+        subprocess.run([sys.executable, "-m", "pilotbed_lab", "boot"], check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def halves_apart():
+    """The first of each kind and the second see nothing of each other."""
+    first, second = ([names[at] for names in PAIRS.values()] for at in (0, 1))
+    there = ", ".join(address for name in second for address in GRID.addresses(name).values())
+    table = "inet pilotbed_ha"
+    rules = [f"add table {table}"]
+    for hook, end in (("input", "saddr"), ("output", "daddr")):
+        chain = f"{table} {hook}"
+        rules += [f"add chain {chain} {{ type filter hook {hook} priority -500; }}",
+                  f"add rule {chain} ip {end} {{ {there} }} drop"]  # fmt: skip
+    try:
+        for name in first:
+            ok(host(name), "nft %s", "; ".join(rules))
+        yield
+    finally:
+        for name in first:
+            host(name).run(f"nft delete table {table}")
+
+
+def jobs_left(bulks):
+    return sum(bulk.left() for bulk in bulks)
+
+
+def test_nothing_is_lost(bulks, seen):
+    """What the tools and a job take on this machine."""
+    measured(host(PAIRS["submit"][0]), "nothing", seen)
+
+
+@pytest.mark.parametrize(("group", "name"), VICTIMS, ids=[name for _, name in VICTIMS])
+def test_a_host_is_lost(group, name, bulks, seen):
+    submit = host(next(each for each in PAIRS["submit"] if each != name))
+    other = next(each for each in PAIRS[group] if each != name)
+    evidence = [(host(each), f"tail -n 30 /var/log/condor/{log}") for each in PAIRS["central_manager"]
+                for log in ("HADLog", "NegotiatorLog")]  # fmt: skip
+    with explained(*evidence):
+        with without(name):
+            if group == "central_manager":
+                begun = time.monotonic()
+                until(f"{other} negotiates", lambda: negotiates(other))
+                taken_over = time.monotonic() - begun
+            measured(submit, name, seen)
+            if group == "central_manager":
+                seen.rows[name]["negotiator"] = taken_over
+        begun = time.monotonic()
+        until(f"{name} is whole again", lambda: WHOLE[group](name), 300)
+        seen.rows[name]["back"] = time.monotonic() - begun
+
+
+def test_the_halves_lose_sight_of_each_other(bulks, seen):
+    """Each half has its collector, and may have its negotiator: a slot goes to one claim all the same."""
+    with halves_apart():
+        begun = time.monotonic()
+        before = [bulk.left() for bulk in bulks]
+        for at in (0, 1):
+            measured(host(PAIRS["submit"][at]), f"sight, at {PAIRS['submit'][at]}", seen)
+        time.sleep(max(begun + CUT - time.monotonic(), 0))
+        assert [bulk.left() for bulk in bulks] <= before
+    begun = time.monotonic()
+    until("there is one negotiator, which all know", lambda: collector_knows_all(PAIRS["central_manager"][0]), 300)
+    seen.rows[f"sight, at {PAIRS['submit'][0]}"]["back"] = time.monotonic() - begun
+
+
+def test_every_job_ended_once_and_well(bulks):
+    until_none("every job has ended", lambda: jobs_left(bulks), 1800, every=5)
+    assert [problem for bulk in bulks for problem in bulk.problems()] == []
+
+
+def test_the_page_has_it(seen):
+    """Written only by a run that was good until here."""
+    assert len(seen.rows) == 1 + len(VICTIMS) + 2
+    columns = {"negotiator": "the other negotiates", "tools": "tools answer", "job": "a new job has started",
+               "back": "whole, once it has power or sight again"}  # fmt: skip
+    rows = [[what, *(f"{row[each]:.0f}" if each in row else "" for each in columns)] for what, row in seen.rows.items()]
+    middle = statistics.median(row["job"] for row in seen.rows.values())
+    told = (f"`make test-ha`, {time.strftime('%Y-%m-%d')}: {JOBS} jobs of {len(USERS)} users meanwhile, at "
+            f"{len(PAIRS['submit'])} submit hosts. Seconds since the loss; in the middle a new job starts after "
+            f"{middle:.0f} s.")  # fmt: skip
+    document.write(PAGE, "ha", "\n".join([told, "", *document.table(["lost", *columns.values()], rows)]))
