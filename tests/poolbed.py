@@ -62,6 +62,7 @@ class Pool:
         self.sent: list[dict[str, Value]] = []
         self.submitted: list[tuple[str, int]] = []
         self.acted: list[tuple[str, tuple[str, ...]]] = []
+        self.taken_back: list[tuple[str, str]] = []
 
     # -- as Collector and Schedd
 
@@ -81,6 +82,7 @@ class Pool:
 
     def invalidate(self, my_type: str, constraint: str, command: str) -> None:
         classad2.ExprTree(constraint)
+        self.taken_back.append((my_type, constraint))
 
     def submit(self, description: str, count: int) -> int:
         self.submitted.append((description, count))

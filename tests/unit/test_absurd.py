@@ -7,9 +7,10 @@ import functools
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -40,6 +41,7 @@ from pilotbed.protocol.ads import (
     Removal,
     Request,
     Sealed,
+    group_ad,
 )
 from pilotbed.protocol.crypto import FactoryKey, SessionKey
 from pilotbed.protocol.manifest import Signed
@@ -292,6 +294,60 @@ def test_a_factory_whose_key_is_none_is_no_factory_and_the_other_is(spoilt_key: 
         other_pool.ads[:] = Pool([mended]).ads
         daemon.turn()
         assert len(daemon.sessions) == 2
+
+
+# -- two frontends of one name
+
+
+@contextmanager
+def second(pool: Pool) -> Iterator[Frontend]:
+    """The second frontend of two, which goes to work when the first has said nothing for a minute."""
+    with frontend(pool) as daemon:
+        daemon.config = replace(daemon.config, host="b", ahead=("a",), takeover=60)
+        yield daemon
+
+
+def word_of(host: str, **more: Value) -> Ad:
+    ad = group_ad(Client("vo", "main"), {"Host": host})
+    return ad | {"AuthenticatedIdentity": FRONTEND_ID, "LastHeardFrom": int(time.time())} | more
+
+
+def test_a_frontend_stands_by_while_the_one_ahead_of_it_is_at_work() -> None:
+    pool = Pool([global_offer(), offer("alpha"), SCHEDD, word_of("a")], [WAITING])
+    with second(pool) as daemon:
+        daemon.turn()
+        assert pool.sent == []
+        assert (state(daemon)["active"], state(daemon)["entries"]) == ("a", {})
+        daemon.withdraw()
+        assert pool.taken_back == [], "by name it is the other's"
+        pool.ads[-1:] = Pool([word_of("a", LastHeardFrom=int(time.time()) - 61)]).ads
+        daemon.turn()
+        assert (asked(pool), state(daemon)["active"]) == (1, "b")
+        assert pool.told(Kind.GROUP.my_type)["vo.main"]["GlideClientHost"] == "b"
+        daemon.withdraw()
+        assert pool.taken_back != []
+        pool.ads[-1:] = Pool([word_of("a")]).ads
+        daemon.turn()
+        assert (state(daemon)["active"], state(daemon)["entries"]) == ("a", {}), "it is back"
+
+
+@pytest.mark.parametrize("not_theirs", [
+    word_of("b"), word_of("c"), word_of("a", AuthenticatedIdentity="pilot@grid.test"),
+    word_of("a", GlideClientName="vo.x"), word_of("a", LastHeardFrom="now"), word_of("a", GlideClientHost=7),
+])  # fmt: skip
+def test_only_the_word_of_one_that_is_ahead_counts(not_theirs: Ad) -> None:
+    pool = Pool([global_offer(), offer("alpha"), SCHEDD, not_theirs], [WAITING])
+    with second(pool) as daemon:
+        daemon.turn()
+        assert asked(pool) == 1
+
+
+def test_who_stands_by_must_have_a_name_of_its_own() -> None:
+    with frontend(Pool()) as daemon, pytest.raises(ValueError, match="host 'a': it needs a name of its own"):
+        replace(daemon.config, host="a", ahead=("a", "b"))
+
+
+# -- files that are none
 
 
 def drop_file(path: Path) -> None:

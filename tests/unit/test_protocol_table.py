@@ -113,7 +113,7 @@ def ads(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, dict[str, Value]
         ),
         Kind.GROUP: group_ad(CLIENT, {
             "Jobs": "true", "Match": "true", "Schedds": "submit", "ScheddsClosed": "", "Stopped": "", "Entries": 1,
-            "Turn": 5,
+            "Turn": 5, "Host": "",
         }),
     }  # fmt: skip
 

@@ -148,6 +148,9 @@ class Config:
         status: status file for tools.
         least_proxy_life: with less, nothing is asked for.
         downtime: if this file exists, nothing is asked for; its first line is the reason.
+        host: this frontend's own name among those of the same FRONTEND.GROUP.
+        ahead: the hosts of those that go before it: while one of them is at work this one stands by.
+        takeover: seconds without a word from those, in the users' pool, after which this one goes to work.
     """
 
     frontend: str
@@ -172,11 +175,16 @@ class Config:
     status: Path = Path("/run/pilotbed/frontend/state.json")
     least_proxy_life: int = 3600
     downtime: Path = Path("/var/lib/pilotbed/frontend/downtime")
+    host: str = ""
+    ahead: tuple[str, ...] = ()
+    takeover: float = 300
     pressure: Pressure = field(default_factory=Pressure)
 
     def __post_init__(self) -> None:
         if not self.factories:
             raise ValueError("factories: there is none; [[factories]] needs a collector and an identity")
+        if self.ahead and (not self.host or self.host in self.ahead):
+            raise ValueError(f"host {self.host!r}: it needs a name of its own among the frontends, as ahead has theirs")
         try:
             check_name(self.frontend, "frontend", at=False)
             check_name(self.group, "group", at=False)

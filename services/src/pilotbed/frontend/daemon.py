@@ -98,6 +98,8 @@ class Frontend(Daemon):
         #: The stage area with which a pilot has come into the pool.
         self.tried: tuple[str, str] | None = None
         self.stopped_why = ""
+        #: The frontend of our name that is at work, while we are not.
+        self.active = ""
 
     # -- reading
 
@@ -362,6 +364,7 @@ class Frontend(Daemon):
             "ScheddsClosed": "; ".join(f"{name}: {why}" for name, why in self.closed.items()),
             "Stopped": self.stopped_why,
             "Entries": len(decisions),
+            "Host": config.host,
             "Turn": math.ceil(config.loop_delay),
         })  # fmt: skip
         try:
@@ -370,7 +373,9 @@ class Frontend(Daemon):
             self.say("resource", "glideresource-failed", why=error)
 
     def withdraw(self) -> None:
-        """Take back everything that was asked for."""
+        """Take back everything that was asked for; by name that is another's, while we stand by."""
+        if self.active:
+            return
         mine = equals(ClientName=str(self.config.client))
         for wms in self.factories:
             try:
@@ -385,6 +390,7 @@ class Frontend(Daemon):
         """Return entries and the pilots' proxy."""
         return {
             "client": str(self.config.client),
+            "active": self.active or self.config.host,
             "entries": self.entries,
             "left_out": [vars(one) for one in self.left_out[:NAMED]],
             "proxy": {"dn": self.proxy.dn, "left": self.proxy.left(now)} if self.proxy else None,
@@ -392,9 +398,34 @@ class Frontend(Daemon):
 
     # -- the turn
 
+    def before_us(self) -> str:
+        """Return which of the frontends that go before us is at work; empty if none is.
+
+        glideinWMS has it, too: its standby looks for the requests of the one that it stands by for. Here it is the word
+        to the users' pool, whose collector tells by its own clock how old that is.
+        """
+        if not self.config.ahead:
+            return ""
+        # Pilots and schedds may write into that pool, too.
+        ours = equals(MyType=Kind.GROUP.my_type, GlideClientName=str(self.config.client),
+                      AuthenticatedIdentity=self.config.identity)  # fmt: skip
+        young = f"time() - LastHeardFrom < {self.config.takeover}"
+        ahead = any_of("GlideClientHost", self.config.ahead)
+        ads = self.pool.query(f"{ours} && ({ahead}) && {young}", ["GlideClientHost"])
+        return str(ads[0]["GlideClientHost"]) if ads else ""
+
     def work(self) -> None:
-        """Look, decide, ask."""
+        """Look, decide, ask; or stand by."""
         config = self.config
+        self.active = self.before_us()
+        if config.ahead:
+            self.say("active", "stands-by" if self.active else "at-work", active=self.active or config.host)
+        if self.active:
+            # What was asked for and seen is the other's now.
+            self.entries, self.history, self.closed = {}, {}, {}
+            for wms in self.factories:
+                wms.asked = set()
+            return
         stage = self.stage()
         pem, unusable = self.pilot_proxy()
         offers, keys = self.offers()

@@ -120,8 +120,8 @@ class Collector:
     """The collector at ``address``, or a pool's several: ``host:port``, with commas between.
 
     All are told everything; one is asked, the next if it does not answer. That is kept to from then on: one that comes
-    back knows nothing for a while, and nobody should decide by that. One that does not answer costs seconds, and is left
-    alone for ``AVOIDED`` unless none of them answers.
+    back knows nothing for a while, and nobody should decide by that. One that does not answer costs seconds, and is
+    left alone for ``AVOIDED`` unless none of them answers.
     """
 
     def __init__(self, address: str) -> None:
