@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -188,6 +189,12 @@ def halves_apart():
             host(name).run(f"nft delete table {table}")
 
 
+def seconds_until_at_work(group, name):
+    begun = time.monotonic()
+    until(f"{name} is at work", lambda: AT_WORK[group](name), 300)
+    return time.monotonic() - begun
+
+
 def jobs_left(bulks):
     return sum(bulk.left() for bulk in bulks)
 
@@ -203,13 +210,12 @@ def test_a_host_is_lost(group, name, bulks, seen):
     other = next(each for each in PAIRS[group] if each != name)
     evidence = [(host(each), f"tail -n 30 /var/log/condor/{log}") for each in PAIRS["central_manager"]
                 for log in ("HADLog", "NegotiatorLog")]  # fmt: skip
-    with explained(*evidence):
+    with explained(*evidence), ThreadPoolExecutor(1) as beside:
         with without(name):
-            begun = time.monotonic()
+            at_work = beside.submit(seconds_until_at_work, group, other) if group in AT_WORK else None
             measured(submit, name, seen)
-            if at_work := AT_WORK.get(group):
-                until(f"{other} is at work", lambda: at_work(other))
-                seen.rows[name]["other"] = time.monotonic() - begun
+            if at_work:
+                seen.rows[name]["other"] = at_work.result()
         begun = time.monotonic()
         until(f"{name} is whole again", lambda: WHOLE[group](name), 300)
         seen.rows[name]["back"] = time.monotonic() - begun
