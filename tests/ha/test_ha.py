@@ -6,6 +6,7 @@ What a user has of it is measured with what a user does, at a submit host that i
 """
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from pilotbed_lab import deploy
 from pilotbed_suite import CHECKOUT, document, walk
 from pilotbed_suite.bulk import Bulk
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, explained, ok, processes, until, until_none
+from pilotbed_suite.support import GRID, explained, ok, until, until_none
 
 pytestmark = pytest.mark.timeout(3600)
 
-#: All jobs that run meanwhile, and seconds that none of them sleeps.
+#: Jobs that are there at each loss, and seconds that none of them sleeps.
 JOBS, LONGEST = 200, 20
 USERS = ("alice", "bob")
 #: Whose jobs are the probes.
@@ -52,19 +53,25 @@ def seen():
 
 @pytest.fixture(scope="module")
 def bulks():
-    """Jobs of two users at each submit host, all of them there before the first loss."""
+    """The jobs that run meanwhile: each loss begins with as many as JOBS, in each submit host's queue a half."""
     made = []
+    walk.as_user(host(PAIRS["submit"][0]), PROBE, f"voms-proxy-init --quiet --voms {walk.walker(PROBE).voms}")
     try:
-        share = JOBS // (len(USERS) * len(PAIRS["submit"]))
-        for name in PAIRS["submit"]:
-            for user in USERS:
-                made.append(Bulk(host(name), walk.walker(user), share, LONGEST, "ha"))
-        walk.as_user(host(PAIRS["submit"][0]), PROBE, f"voms-proxy-init --quiet --voms {walk.walker(PROBE).voms}")
-        until("jobs run", lambda: made[0].left() < share, 300)
         yield made
     finally:
         for bulk in made:
             bulk.clear()
+
+
+def filled_up(bulks):
+    share = JOBS // (len(USERS) * len(PAIRS["submit"]))
+    for name in PAIRS["submit"]:
+        for user in USERS:
+            here = [bulk for bulk in bulks if (bulk.node, bulk.walker.account) == (host(name), user)]
+            if count := share - sum(bulk.left() for bulk in here):
+                bulks.append(Bulk(host(name), walk.walker(user), count, LONGEST, f"ha{len(bulks)}"))
+    running = "condor_q -allusers -constraint 'JobStatus == 2' -autoformat ClusterId"
+    until("jobs run", lambda: ok(host(PAIRS["submit"][0]), running), 300)
 
 
 # -- what a user sees -----------------------------------------------------------------------------------------------
@@ -113,15 +120,15 @@ def negotiators():
 
 
 def negotiates(name):
-    return any(one.args.startswith("condor_negotiator") for one in processes(host(name)))
+    return host(name).run("pgrep --exact condor_negotiat").rc == 0
 
 
 def collector_knows_all(name):
     """Every schedd, the slots that the other one knows, and one negotiator."""
     known = {}
     for each in PAIRS["central_manager"]:
-        said = ok(host(name), f"condor_status -pool {GRID.fqdn(each)} -any -af MyType Name").splitlines()
-        known[each] = Counter(line.split()[0] for line in said)
+        said = host(name).run(f"condor_status -pool {GRID.fqdn(each)} -any -autoformat MyType").stdout
+        known[each] = Counter(said.split())
     schedds = len(PAIRS["submit"])
     return len(negotiators()) == 1 and all(
         found["Scheduler"] >= schedds and found["Machine"] and found["Negotiator"] == 1 for found in known.values()
@@ -130,8 +137,8 @@ def collector_knows_all(name):
 
 def schedd_runs_jobs(name):
     """Some of its jobs run, or none is left."""
-    queued = ok(host(name), "condor_q -allusers -autoformat JobStatus").split()
-    return not queued or "2" in queued
+    asked = host(name).run("condor_q -allusers -autoformat JobStatus")
+    return asked.rc == 0 and (not asked.stdout or "2" in asked.stdout.split())
 
 
 def asks(name):
@@ -147,13 +154,35 @@ def frontends_agree(name):
 
 
 def relay_listens(name):
-    return ok(host(name), f"ss -Hltn sport = :{GRID.variable('grid_relay_port')}")
+    return host(name).run(f"ss -Hltn sport = :{GRID.variable('grid_relay_port')}").stdout
 
 
 WHOLE = {"central_manager": collector_knows_all, "submit": schedd_runs_jobs, "frontend": frontends_agree,
          "relay": relay_listens}  # fmt: skip
 #: Of which one of two is at work, and how one sees which.
 AT_WORK = {"central_manager": negotiates, "frontend": asks}
+
+
+# -- who may speak to whom ------------------------------------------------------------------------------------------
+
+
+def allowed(name, address, **settings):
+    """Whether a host may speak to a daemon of HTCondor as a daemon, with its own certificate."""
+    own = " ".join(f"_CONDOR_{key}={value}" for key, value in ({"SSL_SKIP_HOST_CHECK": "true"} | settings).items())
+    said = host(name).run(f"{own} condor_ping -addr %s -table DAEMON", address).stdout
+    return re.search(r"DAEMON .* ALLOW ", said) is not None
+
+
+def test_only_central_managers_speak_to_each_others_had():
+    """They know each other by address, which no certificate has: by whom it maps to, both ways."""
+    first, second = PAIRS["central_manager"]
+    collector = f"{next(iter(GRID.addresses(first).values()))}:9618"
+    for daemon in ("had", "replication"):
+        had = f"<{collector}?sock={daemon}>"
+        assert allowed(second, had)
+        assert not allowed(PAIRS["submit"][0], had)
+        assert not allowed(second, had, ALLOW_CLIENT=f"submit@{GRID.variable('grid_domain')}")
+    assert allowed(PAIRS["submit"][0], f"<{collector}>"), "the control: it is a daemon of the pool"
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -201,6 +230,7 @@ def jobs_left(bulks):
 
 def test_nothing_is_lost(bulks, seen):
     """What the tools and a job take on this machine."""
+    filled_up(bulks)
     measured(host(PAIRS["submit"][0]), "nothing", seen)
 
 
@@ -208,6 +238,7 @@ def test_nothing_is_lost(bulks, seen):
 def test_a_host_is_lost(group, name, bulks, seen):
     submit = host(next(each for each in PAIRS["submit"] if each != name))
     other = next(each for each in PAIRS[group] if each != name)
+    filled_up(bulks)
     evidence = [(host(each), f"tail -n 30 /var/log/condor/{log}") for each in PAIRS["central_manager"]
                 for log in ("HADLog", "NegotiatorLog")]  # fmt: skip
     with explained(*evidence), ThreadPoolExecutor(1) as beside:
@@ -223,6 +254,7 @@ def test_a_host_is_lost(group, name, bulks, seen):
 
 def test_the_halves_lose_sight_of_each_other(bulks, seen):
     """Each half has its collector, and may have its negotiator: a slot goes to one claim all the same."""
+    filled_up(bulks)
     with halves_apart():
         begun = time.monotonic()
         before = [bulk.left() for bulk in bulks]
@@ -240,14 +272,15 @@ def test_every_job_ended_once_and_well(bulks):
     assert [problem for bulk in bulks for problem in bulk.problems()] == []
 
 
-def test_the_page_has_it(seen):
+def test_the_page_has_it(bulks, seen):
     """Written only by a run that was good until here."""
     assert len(seen.rows) == 1 + len(VICTIMS) + 2
     columns = {"tools": "tools answer", "job": "a new job has started", "other": "the other is at work",
                "back": "whole, once it has power or sight again"}  # fmt: skip
     rows = [[what, *(f"{row[each]:.0f}" if each in row else "" for each in columns)] for what, row in seen.rows.items()]
+    ended = sum(bulk.count for bulk in bulks)
     middle = statistics.median(row["job"] for row in seen.rows.values())
     told = (f"`make test-ha`, {time.strftime('%Y-%m-%d')}: {JOBS} jobs of {len(USERS)} users meanwhile, at "
-            f"{len(PAIRS['submit'])} submit hosts. Seconds since the loss; in the middle a new job starts after "
-            f"{middle:.0f} s.")  # fmt: skip
+            f"{len(PAIRS['submit'])} submit hosts; {ended:,} ended in all, once each. Seconds since the loss; in the "
+            f"middle a new job starts after {middle:.0f} s.")  # fmt: skip
     document.write(PAGE, "ha", "\n".join([told, "", *document.table(["lost", *columns.values()], rows)]))

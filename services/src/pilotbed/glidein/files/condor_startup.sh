@@ -293,6 +293,8 @@ STARTD_CRON_PERIODIC_PERIOD = ${shortest}s
 STARTD_CRON_PERIODIC_PREFIX =
 C
     fi
+    # One of several collectors that was away is told again after a minute, not after an hour.
+    printf 'DEAD_COLLECTOR_MAX_AVOIDANCE_TIME = 60\n'
     [[ -z $wrapper ]] || printf 'USER_JOB_WRAPPER = %s\n' "$wrapper"
     traversal=$(gconfig_get GLIDEIN_Traversal)
     case $traversal in
