@@ -55,7 +55,6 @@ def seen():
 def bulks():
     """The jobs that run meanwhile: each loss begins with as many as JOBS, in each submit host's queue a half."""
     made = []
-    walk.as_user(host(PAIRS["submit"][0]), PROBE, f"voms-proxy-init --quiet --voms {walk.walker(PROBE).voms}")
     try:
         yield made
     finally:
@@ -66,6 +65,8 @@ def bulks():
 def filled_up(bulks):
     share = JOBS // (len(USERS) * len(PAIRS["submit"]))
     for name in PAIRS["submit"]:
+        # What was in /tmp is gone with its host's power.
+        walk.as_user(host(name), PROBE, f"voms-proxy-init --quiet --voms {walk.walker(PROBE).voms}")
         for user in USERS:
             here = [bulk for bulk in bulks if (bulk.node, bulk.walker.account) == (host(name), user)]
             if count := share - sum(bulk.left() for bulk in here):
@@ -85,9 +86,7 @@ def tools_answer(submit):
 
 def a_job_runs(submit, since):
     """Submit one, and wait for it; return the seconds from ``since`` until it had started."""
-    who = walk.walker(PROBE)
-    walk.as_user(submit, PROBE, f"voms-proxy-init --quiet --voms {who.voms}")
-    name = f"ha-{time.time_ns()}"
+    who, name = walk.walker(PROBE), f"ha-{time.time_ns()}"
     job = until("the job is taken", lambda: _submitted(submit, who, name), RUNS)
     ad = walk.wait(submit, {PROBE: job}, RUNS)[PROBE]
     assert (ad["ExitCode"], ad["NumJobCompletions"]) == (0, 1)

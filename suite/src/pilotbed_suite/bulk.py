@@ -33,7 +33,7 @@ class Bulk:
 
     Args:
         node: the submit host.
-        walker: whose they are; a new proxy is made.
+        walker: whose they are; a proxy is made for them, in the user's home: in /tmp it is gone when the host was off.
         count: how many.
         longest: seconds that none of them sleeps; they sleep from none upwards, in turn.
         name: of what it needs in the user's home.
@@ -42,9 +42,10 @@ class Bulk:
     def __init__(self, node: Host, walker: walk.Walker, count: int, longest: int, name: str) -> None:
         self.node, self.walker, self.count, self.name = node, walker, count, name
         account = walker.account
-        walk.as_user(node, account, f"voms-proxy-init --quiet --voms {walker.voms} && rm -rf {name} && mkdir {name}")
+        made = f"voms-proxy-init --quiet --voms {walker.voms} --out {name}/proxy.pem"
+        walk.as_user(node, account, f"rm -rf {name} && mkdir {name} && {made}")
         home = ok(node, "getent passwd %s", account).split(":")[5]
-        text = _SUBMIT.format(name=name, longest=longest, proxy=walk.proxy_of(node, account), count=count)
+        text = _SUBMIT.format(name=name, longest=longest, proxy=f"{home}/{name}/proxy.pem", count=count)
         write(node, f"{home}/{name}.sh", _PAYLOAD, account, "0755")
         write(node, f"{home}/{name}.sub", text, account)
         said = walk.as_user(node, account, f"condor_submit -terse {name}.sub")
