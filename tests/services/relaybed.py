@@ -33,6 +33,9 @@ SOURCE = Path(pilotbed.__path__[0])
 #: Seconds that anything may take here: how fast it is, is said elsewhere (bench/). On a machine that was busy with two
 #: labs a relay and its agent took twelve to start.
 PATIENCE = 90
+#: The relay's, too: on a busy machine an agent or an attempt would end by its own ten seconds.
+PATIENT = ("from pilotbed.relay import greetings, registrar; "
+           f"greetings.GREETING_TIMEOUT = registrar.HANDSHAKE_TIMEOUT = {PATIENCE}")  # fmt: skip
 
 
 def eventually(check, seconds=PATIENCE, evidence=lambda: ""):
@@ -156,7 +159,7 @@ class Bed:
             "ca_directory": str(self.ca.directory), "authorized_dns": [PILOT, FRIEND],
             "state": str(directory / "leases.json"), "status_socket": str(directory / "status.sock"),
         }  # fmt: skip
-        self.changes = "pass"  # to the relay's constants, as `authorization.RECHECK = 1`
+        self.changes = PATIENT  # to the relay's constants, as `authorization.RECHECK = 1`
         self.agents = []
         self.relay = None
         self.manager = None

@@ -209,14 +209,7 @@ def logged(bed, code, words):
     return [line for line in bed.relay.text().splitlines() if f"event=refused code={code} " in line and words in line]
 
 
-@pytest.fixture
-def patient(bed):
-    """A relay with time for everybody: on a busy machine attempts may end by that, not by what is wrong with them."""
-    bed.changes = (f"from pilotbed.relay import greetings, registrar; "
-                   f"greetings.GREETING_TIMEOUT = registrar.HANDSHAKE_TIMEOUT = {PATIENCE}")  # fmt: skip
-
-
-def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, patient, traffic, attempts):
+def test_every_attempt_is_refused_counted_and_logged_while_traffic_goes_on(bed, traffic, attempts):
     """Four at once, as fast as they can."""
     made, turn, lock = collections.Counter(), itertools.count(), threading.Lock()
 
@@ -338,6 +331,12 @@ def descriptors(process):
 
 
 @pytest.fixture
+def own_timeouts(bed):
+    """The relay's own: who says nothing is cut off after ten seconds."""
+    bed.changes = "pass"
+
+
+@pytest.fixture
 def many_files():
     """This process may have as many open files as it is allowed to at all."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -356,7 +355,7 @@ def gets_through(bed):
     return False
 
 
-def test_five_thousand_silent_connections_keep_nobody_out(bed, traffic, many_files):
+def test_five_thousand_silent_connections_keep_nobody_out(bed, own_timeouts, traffic, many_files):
     """They neither cost descriptors without bound nor keep anybody else out: the oldest gives way."""
     bed.start_agent(Target(echo), name="echo", proxy=bed.pilots_proxy)
     bed.registered("echo")
