@@ -282,7 +282,7 @@ def test_a_lease_ends_with_its_attributes(bed, vo):
 
 
 def test_a_lease_ends_when_its_holder_or_its_voms_server_is_revoked(bed, vo):
-    bed.changes = "authorization.RECHECK = 0.5"
+    bed.changes += "; authorization.RECHECK = 0.5"
     bed.config["authorized_hosts"] = [FRIEND]
     friend = bed.ca.issue(FRIEND)
     bed.start_relay()
