@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import pytest
 from pilotbed_lab import deploy
@@ -39,16 +38,10 @@ VICTIMS = [(group, name) for group, names in PAIRS.items() for name in names]
 PAGE = CHECKOUT / "docs/ha.md"
 
 
-@dataclass
-class Seen:
-    """Seconds after the loss of a host, or of sight, until each thing was seen; by what was lost."""
-
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
 @pytest.fixture(scope="module")
 def seen():
-    return Seen()
+    """Seconds after the loss of a host, or of sight, until each thing was seen; by what was lost."""
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +98,7 @@ def measured(submit, what, seen):
     """Tools and a job of a user's at ``submit``, since now."""
     since, begun = time.time(), time.monotonic()
     until("the tools answer", lambda: tools_answer(submit), TOOLS)
-    row = seen.rows[what] = {"tools": time.monotonic() - begun}
+    row = seen[what] = {"tools": time.monotonic() - begun}
     row["job"] = a_job_runs(submit, since)
     assert row["job"] < RUNS
 
@@ -113,23 +106,23 @@ def measured(submit, what, seen):
 # -- what a service is, when it is whole ----------------------------------------------------------------------------
 
 
-def negotiators():
-    """The central managers that have one."""
-    return [name for name in PAIRS["central_manager"] if negotiates(name)]
+def at_work(group):
+    """Those of a pair that are."""
+    return [name for name in PAIRS[group] if AT_WORK[group](name)]
 
 
 def negotiates(name):
     return host(name).run("pgrep --exact condor_negotiat").rc == 0
 
 
-def collector_knows_all(name):
+def collectors_know_all(name):
     """Every schedd, the slots that the other one knows, and one negotiator."""
     known = {}
     for each in PAIRS["central_manager"]:
         said = host(name).run(f"condor_status -pool {GRID.fqdn(each)} -any -autoformat MyType").stdout
         known[each] = Counter(said.split())
     schedds = len(PAIRS["submit"])
-    return len(negotiators()) == 1 and all(
+    return len(at_work("central_manager")) == 1 and all(
         found["Scheduler"] >= schedds and found["Machine"] and found["Negotiator"] == 1 for found in known.values()
     )
 
@@ -147,16 +140,16 @@ def asks(name):
     return said.rc == 0 and json.loads(said.stdout)["active"] == GRID.fqdn(name)
 
 
-def frontends_agree(name):
-    """The first asks, whoever was lost."""
-    return [each for each in PAIRS["frontend"] if asks(each)] == PAIRS["frontend"][:1] and name in PAIRS["frontend"]
+def first_frontend_asks(_name):
+    """Alone, whoever was lost."""
+    return at_work("frontend") == PAIRS["frontend"][:1]
 
 
 def relay_listens(name):
     return host(name).run(f"ss -Hltn sport = :{GRID.variable('grid_relay_port')}").stdout
 
 
-WHOLE = {"central_manager": collector_knows_all, "submit": schedd_runs_jobs, "frontend": frontends_agree,
+WHOLE = {"central_manager": collectors_know_all, "submit": schedd_runs_jobs, "frontend": first_frontend_asks,
          "relay": relay_listens}  # fmt: skip
 #: Of which one of two is at work, and how one sees which.
 AT_WORK = {"central_manager": negotiates, "frontend": asks}
@@ -242,13 +235,13 @@ def test_a_host_is_lost(group, name, bulks, seen):
                 for log in ("HADLog", "NegotiatorLog")]  # fmt: skip
     with explained(*evidence), ThreadPoolExecutor(1) as beside:
         with without(name):
-            at_work = beside.submit(seconds_until_at_work, group, other) if group in AT_WORK else None
+            taken_over = beside.submit(seconds_until_at_work, group, other) if group in AT_WORK else None
             measured(submit, name, seen)
-            if at_work:
-                seen.rows[name]["other"] = at_work.result()
+            if taken_over:
+                seen[name]["other"] = taken_over.result()
         begun = time.monotonic()
         until(f"{name} is whole again", lambda: WHOLE[group](name), 300)
-        seen.rows[name]["back"] = time.monotonic() - begun
+        seen[name]["back"] = time.monotonic() - begun
 
 
 def test_the_halves_lose_sight_of_each_other(bulks, seen):
@@ -262,8 +255,8 @@ def test_the_halves_lose_sight_of_each_other(bulks, seen):
         time.sleep(max(begun + CUT - time.monotonic(), 0))
         assert jobs_left(bulks) < before
     begun = time.monotonic()
-    until("there is one negotiator, which all know", lambda: collector_knows_all(PAIRS["central_manager"][0]), 300)
-    seen.rows[f"sight, at {PAIRS['submit'][0]}"]["back"] = time.monotonic() - begun
+    until("there is one negotiator, which all know", lambda: collectors_know_all(PAIRS["central_manager"][0]), 300)
+    seen[f"sight, at {PAIRS['submit'][0]}"]["back"] = time.monotonic() - begun
 
 
 def test_every_job_ended_once_and_well(bulks):
@@ -273,12 +266,12 @@ def test_every_job_ended_once_and_well(bulks):
 
 def test_the_page_has_it(bulks, seen):
     """Written only by a run that was good until here."""
-    assert len(seen.rows) == 1 + len(VICTIMS) + 2
+    assert len(seen) == 1 + len(VICTIMS) + 2
     columns = {"tools": "tools answer", "job": "a new job has started", "other": "the other is at work",
                "back": "whole, once it has power or sight again"}  # fmt: skip
-    rows = [[what, *(f"{row[each]:.0f}" if each in row else "" for each in columns)] for what, row in seen.rows.items()]
+    rows = [[what, *(f"{row[each]:.0f}" if each in row else "" for each in columns)] for what, row in seen.items()]
     ended = sum(bulk.count for bulk in bulks)
-    middle = statistics.median(row["job"] for row in seen.rows.values())
+    middle = statistics.median(row["job"] for row in seen.values())
     told = (f"`make test-ha`, {time.strftime('%Y-%m-%d')}: {JOBS} jobs of {len(USERS)} users meanwhile, at "
             f"{len(PAIRS['submit'])} submit hosts; {ended:,} ended in all, once each. Seconds since the loss; in the "
             f"middle a new job starts after {middle:.0f} s.")  # fmt: skip
