@@ -119,9 +119,11 @@ class ActionModule(ActionBase):
         if role is None:
             raise AnsibleActionFail("config_tree installs the tree of a role: use it in a role's tasks")
         own = Path(role._role_path)
-        files = {}
+        files, of_items = {}, []
         for tree in [*(own.parent / name for name in args.get("trees") or []), own]:
-            files.update(self._tree(tree, task_vars, args.get("items") or []))
+            found, theirs = self._tree(tree, task_vars, args.get("items") or [])
+            files.update(found)
+            of_items += theirs
         attributes = args.get("attributes") or {}
         if strangers := sorted(set(attributes) - set(files)):
             raise AnsibleActionFail(f"{own.name}: attributes of files that are not in the tree: {', '.join(strangers)}")
@@ -130,6 +132,8 @@ class ActionModule(ActionBase):
         wanted = {
             "files": files,
             "units": list(args.get("units") or []),
+            "task": f"{own.name}: {self._task.name}",
+            "of_items": of_items,
             "restart": bool(args.get("restart", False)),
             "programs": self._programs(own.parent, files, args.get("units") or []),
             "check": self._task.check_mode,
@@ -165,10 +169,10 @@ class ActionModule(ActionBase):
         return found
 
     def _tree(self, role, task_vars, items):
-        """Return {path on the node: entry} of the tree of the role in directory ``role``."""
+        """Return {path on the node: entry} of the tree of the role in ``role``, and which of the paths items have."""
         if not role.is_dir():
             raise AnsibleActionFail(f"config_tree: there is no role {role.name} beside {self._task._role}")
-        found = {}
+        found, of_items = {}, []
         for kind in ("files", "templates"):
             top = role / kind
             for source in _walk(top):
@@ -177,7 +181,9 @@ class ActionModule(ActionBase):
                     given = task_vars if item is None else {**task_vars, "item": item}
                     path, entry = self._rendered(role, source, name, kind, given)
                     found[path] = entry
-        return found
+                    if item is not None:
+                        of_items.append(path)
+        return found, of_items
 
     def _rendered(self, role, source, name, kind, task_vars):
         """Return where a file of a tree lands, and its entry."""

@@ -28,11 +28,16 @@ extends_documentation_fragment:
   - connection_pipelining
 """
 
+import contextlib
+import hashlib
 import os
 import shlex
+import socket
 import subprocess
+import zipfile
 from pathlib import Path
 
+import ansible
 from ansible.errors import AnsibleConnectionFailure, AnsibleFileNotFound
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
@@ -50,28 +55,28 @@ ENVIRONMENT = (
     "SHELL=/bin/bash",
 )
 
-#: Put before a module that comes by standard input. Python compiles what it imports from a zip file each time anew, and
-#: a module brings Ansible's own code in one: half of what a task cost. The node keeps what it has compiled.
-KEEPS_COMPILED = b"""\
-import hashlib, marshal, os, sys, zipimport
-def kept(name, source, anew=zipimport._compile_source, directory="/var/cache/ansible-compiled"):
-    path = f"{directory}/{hashlib.sha256(sys.version.encode() + source).hexdigest()}"
-    try:
-        with open(path, "rb") as file:
-            return marshal.load(file)
-    except (OSError, EOFError, ValueError, TypeError):
-        code = anew(name, source)
-    try:
-        os.makedirs(directory, 0o700, exist_ok=True)
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            marshal.dump(code, file)
-        os.rename(file.name, path)
-    except OSError:
-        pass
-    return code
-zipimport._compile_source = kept
-exec(compile(%r, "<stdin>", "exec"))
-"""
+#: How a module is run that comes by standard input.
+MODULE = "/bin/sh -c '/usr/bin/python3 && sleep 0'"
+
+#: What a node runs that forks itself for each of them.
+FORKSERVER = (CHECKOUT / "lab/src/pilotbed_lab/forkserver.py").read_bytes()
+#: So that none of them serves another Ansible's modules, or another version of it.
+VERSION = hashlib.sha256(FORKSERVER + ansible.__version__.encode()).hexdigest()[:8]
+#: Seconds that one waits for another module.
+IDLE = 20
+
+
+@contextlib.contextmanager
+def library():
+    """Yield an open file: Ansible's module_utils, as a zip file."""
+    top = Path(ansible.__file__).parent
+    with open(os.memfd_create("module_utils"), "w+b") as made:
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.writestr("ansible/__init__.py", "")
+            for path in sorted(top.glob("module_utils/**/*.py")):
+                archive.write(path, path.relative_to(top.parent))
+        made.flush()
+        yield made
 
 
 class Connection(ConnectionBase):
@@ -91,13 +96,16 @@ class Connection(ConnectionBase):
                 raise AnsibleConnectionFailure(f"the node is not running ({error}): `make lab` boots it") from error
             if not Path("/proc", self._pid, "ns").is_dir():
                 raise AnsibleConnectionFailure(f"the node is not running (no process {self._pid}): `make lab` boots it")
+            self._door = leader.with_suffix(f".{VERSION}")
             self._connected = True
         return self
 
+    def _command(self, argv):
+        return ["nsenter", "--target", self._pid, "--all", "--", "/usr/bin/env", "-i", *ENVIRONMENT, *argv]
+
     def _run(self, argv, stdin=None, stdout=subprocess.PIPE):
-        command = ["nsenter", "--target", self._pid, "--all", "--", "/usr/bin/env", "-i", *ENVIRONMENT, *argv]
         done = subprocess.run(
-            command,
+            self._command(argv),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             stdout=stdout,
@@ -111,8 +119,49 @@ class Connection(ConnectionBase):
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         display.vvv(f"NSENTER {cmd}", host=self._play_context.remote_addr)
         if in_data and in_data.startswith(b"#!/usr/bin/python3"):
-            in_data = KEEPS_COMPILED % in_data
+            # Another user's, or one in another environment, runs by itself.
+            if cmd == MODULE and (said := self._forked(in_data)):
+                return said
+            display.vvv("this module gets a Python of its own", host=self._play_context.remote_addr)
         return self._run(["/bin/sh", "-c", cmd], in_data)
+
+    def _forked(self, module):
+        """Run a module in a process that the node keeps for that; return None where that cannot be."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(os.memfd_create(name), "w+b")) for name in ("module", "out", "err")]
+            files[0].write(module)
+            files[0].seek(0)
+            # Refused, or left without a word: there is no such process, or it has just ended; the module has not begun.
+            for start in (False, True):
+                line = stack.enter_context(socket.socket(socket.AF_UNIX))
+                try:
+                    if start:
+                        self._start_forkserver()
+                    line.connect(str(self._door))
+                    socket.send_fds(line, [b"m"], [file.fileno() for file in files])
+                    begun = line.recv(1)
+                except OSError:
+                    continue
+                if begun:
+                    code = line.makefile("rb").read() or b"-9"
+                    return int(code), *(Path("/proc/self/fd", str(file.fileno())).read_bytes() for file in files[1:])
+        return None
+
+    def _start_forkserver(self):
+        mine = Path(f"{self._door}.{os.getpid()}")
+        with socket.socket(socket.AF_UNIX) as door, library() as shared:
+            door.bind(str(mine))
+            mine.chmod(0o600)
+            door.listen()
+            mine.rename(self._door)
+            files = (door.fileno(), shared.fileno())
+            process = subprocess.Popen(
+                self._command(["/usr/bin/python3", "-", *map(str, files), str(IDLE)]),
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                pass_fds=files, start_new_session=True,
+            )  # fmt: skip
+            with process.stdin:
+                process.stdin.write(FORKSERVER)
 
     # Files go through the node's own shell, never through /proc/PID/root: the node's absolute symbolic links
     # would resolve on the host.

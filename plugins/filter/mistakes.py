@@ -313,9 +313,9 @@ def vo_mistakes(vos, users, hosts):
         for key in ("frontend_group", "pilot_service"):
             if not _is(_PLAIN, vo[key]) or len(vo[key]) > _CN:
                 found.append(f"{place}: {key} is {vo[key]}: write at most {_CN} letters, digits and ._-, no dot first")
-        if vo["pilot_service"] == "frontend" or vo["pilot_service"] in hosts:
-            found.append(f"{place}: pilot_service is {vo['pilot_service']}, which is a host's or the frontend's own "
-                         "name, and HTCondor knows both by it alone: call it otherwise")  # fmt: skip
+        if vo["pilot_service"] in ("frontend", "renewal") or vo["pilot_service"] in hosts:
+            found.append(f"{place}: pilot_service is {vo['pilot_service']}, which is a host's or another "
+                         "service's name, and HTCondor knows both by it alone: call it otherwise")  # fmt: skip
         if not isinstance(vo["members"], dict):
             found.append(f"{place}: members is {vo['members']}: write them by account, such as {{alice: {{}}}}")
             continue

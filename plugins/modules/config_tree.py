@@ -11,7 +11,9 @@ module: config_tree
 short_description: Install a role's whole configuration tree in one run
 description:
   - Renders C(templates/**) and copies C(files/**) of the role to the same paths on the node.
-  - A template that renders to nothing stands for a file that must not exist.
+  - A template that renders to nothing stands for a file that must not exist; a unit is stopped before its file goes.
+  - What the same task has made for an item that is no longer there is taken away. Its files are removed, and units that
+    are instances (C(NAME@ITEM.service)) stopped and disabled.
   - Files in C(sysusers.d) are applied before owners are set, files in C(tmpfiles.d) after all files.
   - Units are enabled and started, and restarted when a file of the tree changed. One that runs a program of ours is
     restarted when a file changed that the program imports, too; the controller finds these by its import statements.
@@ -60,6 +62,8 @@ import sys
 from pathlib import Path
 
 UNITS_DIR = "/etc/systemd/system/"
+#: What tasks have made for items: {task: [file or unit, ...]}.
+RECORD = Path("/var/lib/pilotbed/of-items.json")
 
 
 def _run(*argv):
@@ -90,6 +94,7 @@ class Tree:
 
     def apply(self):
         """Bring files, accounts, directories and units into the wanted state; return Ansible's result."""
+        ended = self._forget_items()
         files = self.wanted["files"]
         early = [path for path in files if Path(path).parent.name == "sysusers.d"]
         for path in early:
@@ -102,8 +107,28 @@ class Tree:
                 self._must("systemd-tmpfiles", "--create", path)
         if not self.check and any(path.startswith(UNITS_DIR) for path in self.changed):
             self._must("systemctl", "daemon-reload")
-        started = self._units()
-        return {"changed": bool(self.changed or started), "files": self.changed, "units": started, "diff": self.diff}
+        units = ended + self._units()
+        return {"changed": bool(self.changed or units), "files": self.changed, "units": units, "diff": self.diff}
+
+    def _forget_items(self):
+        """Take away what this task has made for items that are no longer there; return the units among it."""
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        units = [unit for unit in self.wanted["units"] if "@" in unit]
+        before, now = record.get(self.wanted["task"], []), sorted({*self.wanted["of_items"], *units})
+        if before == now:
+            return []
+        left = [each for each in before if each not in now]
+        ended = [each for each in left if not each.startswith("/")]
+        if not self.check:
+            self._end(ended)
+        for path in left:
+            if path.startswith("/"):
+                self._install(path, {"content": None, "mode": "0600"})
+        if not self.check:
+            # After what is taken away and before what is made: a run that is cut off between forgets neither.
+            RECORD.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._replace(RECORD, json.dumps(record | {self.wanted["task"]: now}).encode(), 0, 0, 0o644)
+        return ended
 
     def _must(self, *argv):
         done = _run(*argv)
@@ -117,6 +142,8 @@ class Tree:
                 return False
             self._note(path, target.read_bytes() if target.exists() else b"", b"", entry)
             if not self.check:
+                if f"{target.parent}/" == UNITS_DIR:
+                    self._end([target.name])  # of one without a file systemd says that there is none
                 target.unlink()
             return True
         content = base64.b64decode(entry["content"])
@@ -136,15 +163,26 @@ class Tree:
         self._note(path, before, content, entry)
         if not self.check:
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            # Beside the target and then renamed: a reader sees the old file or the new one, a full disk loses neither.
-            partial = target.with_name(f".{target.name}.pilotbed")
-            partial.unlink(missing_ok=True)
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-                out.write(content)
-                os.fchown(out.fileno(), owner, group)
-                os.fchmod(out.fileno(), mode)
-            partial.replace(target)
+            self._replace(target, content, owner, group, mode)
         return True
+
+    def _end(self, units):
+        """Stop and disable units, of a template all instances; one that is not known any more is no mistake."""
+        for unit in units:
+            running = unit.replace("@.", "@*.")
+            said = _run("systemctl", "disable", "--quiet", unit).stderr + _run("systemctl", "stop", running).stderr
+            if not _run("systemctl", "is-active", "--quiet", running).returncode:
+                raise RuntimeError(f"{unit} is not wanted any more, and runs on: {said.strip()}")
+
+    def _replace(self, target, content, owner, group, mode):
+        # Beside the target and then renamed: a reader sees the old file or the new one, a full disk loses neither.
+        partial = target.with_name(f".{target.name}.pilotbed")
+        partial.unlink(missing_ok=True)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(content)
+            os.fchown(out.fileno(), owner, group)
+            os.fchmod(out.fileno(), mode)
+        partial.replace(target)
 
     def _note(self, path, before, after, entry):
         self.changed.append(path)

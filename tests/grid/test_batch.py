@@ -508,7 +508,10 @@ def system(request, systems):
 
 @pytest.fixture(scope="module")
 def batch(system):
-    """Each batch system, without pilots: those that wait for jobs would have its slots. A job of G4's computes."""
+    """Each batch system, without pilots: those that wait for jobs would have its slots.
+
+    What takes a while goes on beside the tests: a job of G4's computes, one of G2's is deleted.
+    """
     worker = host(system.node)
     with downtime(GRID.node("factory")):
         with explained(*((system.server, why) for why in system.WHY), (worker, PROCESSES)):
@@ -516,8 +519,13 @@ def batch(system):
                        300)  # fmt: skip
         write(worker, f"{HERE}/burn", BURN, system.pilot, "0644")
         system.burning = queue(system, f"{AS_CAROL} /usr/bin/python3 {HERE}/burn {HERE}/burnt")
+        script = "glexec /bin/sh -c 'trap \"\" TERM; setsid sleep {} & sleep {}'"
+        system.deleted = queue(system, script.format(*(words := (rest(), rest()))))
+        system.account = {system.deleted.payload(word).user for word in words}
+        system.cancel(system.deleted.number)
         yield system
         system.burning.end()
+        system.deleted.end()
 
 
 @pytest.fixture(scope="module")
@@ -587,16 +595,13 @@ def test_g1_exit_code_is_passed_on(queued, ending, code):
 
 
 @pytest.mark.check("G2")
-def test_g2_deleted_job_leaves_nothing(batch, run, worker):
-    main, daemon = rest(), rest()
-    job = run(f"glexec /bin/sh -c 'trap \"\" TERM; setsid sleep {daemon} & sleep {main}'")
-    account = job.payload(main).user
-    job.payload(daemon)
-    batch.cancel(job.number)
-    until_none("the payload is gone", lambda: named(worker, main) + named(worker, daemon))
-    job.done()
-    assert batch.state(job.number) == batch.CANCELLED
-    assert not [process for process in processes(worker) if process.user == account]
+def test_g2_deleted_job_leaves_nothing(batch, worker):
+    """Its payload does not heed SIGTERM, and has a daemon. Jobs of AT_ONCE have the same account for a moment."""
+    batch.deleted.done()
+    assert batch.state(batch.deleted.number) == batch.CANCELLED
+    (account,) = batch.account
+    until_none("the payload's account has no process",
+               lambda: [process for process in processes(worker) if process.user == account])  # fmt: skip
 
 
 @pytest.mark.check("G5")

@@ -49,6 +49,7 @@ class Arex:
 
     #: Whether a pilot's limited proxy may start jobs, too.
     TAKES_LIMITED = True
+    LOG = "/var/log/arc/ws-interface.log"
 
     def __init__(self, name):
         self.name, self.node = name, host(name)
@@ -62,7 +63,7 @@ class Arex:
             "--capath /etc/grid-security/certificates --cert %s --key %s --cacert %s %s",
             proxy, proxy, proxy, f"https://{GRID.fqdn(self.name)}/arex/rest/1.0/delegations?action=new",
         )  # fmt: skip
-        with explained((self.node, "tail -n 20 /var/log/arc/ws-interface.log; systemctl status arc-arex-ws")):
+        with explained((self.node, f"tail -n 20 {self.LOG}; systemctl status arc-arex-ws")):
             assert asked.stdout == "201" or int(asked.stdout) >= 400, asked
         return asked.stdout == "201"
 
@@ -71,16 +72,16 @@ class Arex:
 
         ARC's own plug-in gave out his account (tests/glexec/test_arc_mapping.py).
         """
-        log = "/var/log/arc/ws-interface.log"
-        before = int(ok(self.node, "stat -c %%s %s", log))
+        before = int(ok(self.node, "stat -c %%s %s", self.LOG))
         assert not self.takes(node, proxy)
-        assert "not of one chain" in ok(self.node, "tail -c +%s %s", str(before + 1), log)
+        assert "not of one chain" in ok(self.node, "tail -c +%s %s", str(before + 1), self.LOG)
 
 
 class HTCondorCE:
     """HTCondor's schedd, asked whether one may write there."""
 
     TAKES_LIMITED = True
+    LOG = "/var/log/condor-ce/SchedLog"
 
     def __init__(self, name):
         self.name, self.node = name, host(name)
@@ -88,11 +89,12 @@ class HTCondorCE:
     def ping(self, node, proxy):
         """Return as whom it knows whoever has ``proxy`` on ``node``; "" if as nobody who may write."""
         fqdn = GRID.fqdn(self.name)
-        said = node.run(
-            "X509_USER_PROXY=%s _CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS=SSL timeout 30 "
+        done = node.run(
+            "X509_USER_PROXY=%s _CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS=SSL timeout 100 "
             "condor_ping -verbose -pool %s -type schedd -name %s WRITE", proxy, f"{fqdn}:9619", fqdn,
-        ).stdout  # fmt: skip
-        found = re.search(r"Remote Mapping: +(\S+)@\S+\nAuthorized: +TRUE", said)
+        )  # fmt: skip
+        assert done.rc != 124, f"no answer is no refusal: {done.stdout}{done.stderr}"
+        found = re.search(r"Remote Mapping: +(\S+)@\S+\nAuthorized: +TRUE", done.stdout)
         return found[1] if found else ""
 
     def takes(self, node, proxy):
@@ -108,6 +110,7 @@ class Gram:
     """GRAM's gatekeeper, asked as whom it would start a job manager."""
 
     TAKES_LIMITED = False
+    LOG = "/var/log/globus-gatekeeper.log"
 
     def __init__(self, name):
         self.name, self.node = name, host(name)
@@ -132,10 +135,9 @@ class Gram:
 
     def account(self, node, proxy):
         """Return the account of whoever has ``proxy`` on ``node``."""
-        log = "/var/log/globus-gatekeeper.log"
-        before = int(ok(self.node, "stat -c %%s %s", log))
+        before = int(ok(self.node, "stat -c %%s %s", self.LOG))
         assert self.takes(node, proxy)
-        told = ok(self.node, "tail -c +%s %s", str(before + 1), log)
+        told = ok(self.node, "tail -c +%s %s", str(before + 1), self.LOG)
         return re.search(r"Authorized as local user: (\S+)", told)[1]
 
     def sees_through(self, node, proxy):
@@ -144,6 +146,12 @@ class Gram:
 
 
 COMPUTING_ELEMENTS = {"ce_arc": Arex, "ce_htcondor": HTCondorCE, "ce_gram": Gram}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def holding(jobs, alice):
+    """A job at each site, which starts while computing elements are tried: a pilot that nobody needs is removed."""
+    return [jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n") for site in GRID.sites]
 
 
 ASKED = [(group, name) for group in COMPUTING_ELEMENTS for name in GRID.names(group)]
@@ -231,34 +239,32 @@ def test_a_site_that_does_not_approve_takes_no_pilot(grid, ce):
     """Said in its variables, and deployed; and taken back."""
     frontend, deploy = grid.node("frontend"), ("sites", "--limit", ce.name, "--tags", "pool_accounts_configure")
     assert ce.takes(frontend, PILOT_PROXY), "control"
-    playbook(*deploy, site_accepts_multi_user_pilots=False)
-    try:
-        until("it takes no pilot", lambda: not ce.takes(frontend, PILOT_PROXY))
-    finally:
-        playbook(*deploy)
-    until("it takes them again", lambda: ce.takes(frontend, PILOT_PROXY))
+    with explained((ce.node, f"tail -n 40 {ce.LOG}; uptime")):
+        playbook(*deploy, site_accepts_multi_user_pilots=False)
+        try:
+            until("it takes no pilot", lambda: not ce.takes(frontend, PILOT_PROXY))
+        finally:
+            playbook(*deploy)
+        until("it takes them again", lambda: ce.takes(frontend, PILOT_PROXY))
 
 
 @pytest.mark.ce
 def test_a_pilot_that_is_banned_is_not_taken_until_it_is_let_in(grid, ce):
     frontend = grid.node("frontend")
     dn = f"{GRID.variable('grid_dn_prefix')}/OU=Services/CN={GRID.variable('grid_vos')[0]['pilot_service']}"
-    try:
-        ok(ce.node, "pilotbed-ban dn -- %s", dn)
-        until("it is kept out", lambda: not ce.takes(frontend, PILOT_PROXY))
-    finally:
-        ok(ce.node, "pilotbed-ban --lift dn -- %s", dn)
-    until("it is let in", lambda: ce.takes(frontend, PILOT_PROXY))
+    with explained((ce.node, f"tail -n 40 {ce.LOG}; uptime")):
+        try:
+            ok(ce.node, "pilotbed-ban dn -- %s", dn)
+            until("it is kept out", lambda: not ce.takes(frontend, PILOT_PROXY))
+        finally:
+            ok(ce.node, "pilotbed-ban --lift dn -- %s", dn)
+        until("it is let in", lambda: ce.takes(frontend, PILOT_PROXY))
 
 
 @pytest.mark.check("D2.4")
 @pytest.mark.ce
-def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, jobs, alice):
-    """By the factory and every computing element to the batch job, and from there to the pilot's own daemons.
-
-    Each has a job meanwhile: one that nobody needs is removed after a while.
-    """
-    holding = [jobs.submit(alice, site, f"#!/bin/sh\n{HOLD}\n") for site in GRID.sites]
+def test_a_renewed_proxy_reaches_the_pilot_that_runs(grid, holding):
+    """By the factory and every computing element to the batch job, and from there to the pilot's own daemons."""
     for site, job in zip(GRID.sites, holding, strict=True):
         job.holds(site)
     frontend, service = grid.node("frontend"), GRID.variable("grid_vos")[0]["pilot_service"]

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.stage(3)
 
 #: Seconds for one host's run.
 DEADLINE = 300
+#: A VOMS server that no inventory has.
+GONE = "gone.example.org"
 
 
 @dataclass
@@ -150,19 +152,29 @@ def hosts_of_every_role():
 
 @pytest.fixture(scope="module")
 def alone(again, tmp_path_factory):
-    """A run over each of the hosts of every role alone, two at a time, the first of which is a worker without its key.
+    """A run over each of the hosts of every role alone, two at a time.
 
+    The first is a worker without its key, and the second has believed a VOMS server that is not there any more.
     validate.yml, which looks at the inventory only, is left out: it takes as long as the rest.
     """
     broken = GRID.names("worker")[-1]
     ok(host(broken), "systemctl stop slurmd munge && rm /etc/munge/munge.key")
     names = [broken, *(name for name in hosts_of_every_role() if name not in GRID.names("worker"))]
 
-    def limited(name):
-        return site(tmp_path_factory.mktemp(name), "--limit", name, "--skip-tags", "validate")
+    def limited(name, *arguments):
+        return site(tmp_path_factory.mktemp(name), "--limit", name, "--skip-tags", "validate", *arguments)
 
+    more = json.dumps({"trust_voms_hosts": [GRID.fqdn(GRID.names("voms_server")[0]), GONE]})
+    run = limited(names[1], "--tags", "trust_configure", "--extra-vars", more)
+    assert run.code == 0, run.said
+    assert believed(names[1]), "control"
     with ThreadPoolExecutor(2) as pool:
         return broken, dict(zip(names, pool.map(limited, names), strict=True))
+
+
+def believed(name):
+    """For which VOs a host believes the server that is gone."""
+    return ok(host(name), f"find /etc/grid-security/vomsdir -name {GONE}.lsc").split()
 
 
 def test_a_run_over_one_host_mends_a_worker(alone):
@@ -174,15 +186,22 @@ def test_a_run_over_one_host_mends_a_worker(alone):
     until("the batch system has the worker again", lambda: host(broken).run(state, broken).stdout.strip() == "1")
 
 
+def test_a_voms_server_that_the_inventory_has_no_more_is_not_believed(alone):
+    _, runs = alone
+    name = list(runs)[1]
+    assert [line.partition(" : ")[0] for line in runs[name].changes()] == ["trust"]
+    assert not believed(name)
+
+
 def test_a_run_over_one_host_works_for_every_role(alone):
-    broken, runs = alone
+    _, runs = alone
     covered = {group for name in runs for group in inventory.load().groups_of(name)}
     assert {group for group in ROLES if GRID.names(group)} <= covered
     for name, run in runs.items():
         assert run.code == 0, f"--limit {name}: {run.said}"
-        if name != broken:
+        if name not in list(runs)[:2]:
             assert run.changes() == [], name
-            assert run.totals["executions"] > 10
+        assert run.totals["executions"] > 10
 
 
 def test_a_host_that_nobody_was_told_of_is_refused_alone(tmp_path):

@@ -18,7 +18,18 @@ from contextlib import ExitStack
 
 import pytest
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import PILOT_PROXY, TESTS_OWN, as_user, edited, ok, playbook, until, work_dir, write
+from pilotbed_suite.support import (
+    PILOT_PROXY,
+    TESTS_OWN,
+    as_user,
+    edited,
+    ok,
+    playbook,
+    renewed,
+    until,
+    work_dir,
+    write,
+)
 
 pytestmark = pytest.mark.stage(2)
 
@@ -241,21 +252,13 @@ def test_no_other_host_renews_the_pilots_proxy(grid):
 @pytest.mark.check("D2.5", control=True)
 def test_the_factorys_host_renews_it_with_its_attributes(grid):
     """The unit that does it, told to renew what is still fresh."""
-    factory, unit = grid.node("factory"), "pilotbed-test-renew"
-    try:
-        ok(
-            factory,
-            f"sed 's/--least [0-9]*/--least 9999999/' /etc/systemd/system/pilotbed-renew.service"
-            f" > /run/systemd/system/{unit}.service && systemctl daemon-reload && systemctl start {unit}",
-        )
-        said = ok(factory, f"journalctl --unit {unit} --output cat --no-pager --lines 20")
-        assert re.search(r"^INFO renewed name=\S+ ", said, re.MULTILINE), said
-        for vo in grid.variable("grid_vos"):
-            files = f"/var/lib/pilotbed/renewed/*,{vo['pilot_service']},*.pem"
-            fqans = ok(factory, f"for f in {files}; do voms-proxy-info --file $f --fqan; done")
-            assert fqans.startswith(f"/{vo['name']}/Role=pilot")
-    finally:
-        factory.run(f"rm -f /run/systemd/system/{unit}.service; systemctl daemon-reload")
+    factory = grid.node("factory")
+    said = renewed(factory)
+    assert re.search(r"^INFO renewed name=\S+ ", said, re.MULTILINE), said
+    for vo in grid.variable("grid_vos"):
+        files = f"/var/lib/pilotbed/renewed/*,{vo['pilot_service']},*.pem"
+        fqans = ok(factory, f"for f in {files}; do voms-proxy-info --file $f --fqan; done")
+        assert fqans.startswith(f"/{vo['name']}/Role=pilot")
 
 
 # -- the collector -------------------------------------------------------------------------------------------------

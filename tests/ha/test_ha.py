@@ -14,13 +14,14 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from pilotbed_lab import deploy
 from pilotbed_suite import CHECKOUT, document, walk
 from pilotbed_suite.bulk import Bulk
 from pilotbed_suite.reach import host
-from pilotbed_suite.support import GRID, explained, ok, until, until_none
+from pilotbed_suite.support import GRID, as_user, explained, ok, renewed, until, until_none
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -33,7 +34,11 @@ PROBE = "carol"
 CUT = 60
 #: Seconds within which a user's tools answer, and the user's job runs, after a host was lost: docs/ha.md promises it.
 TOOLS, RUNS = 60, 180
-PAIRS = {group: GRID.names(group) for group in ("central_manager", "submit", "frontend", "relay")}
+PAIRS = {group: GRID.names(group) for group in ("voms_server", "myproxy_server", "central_manager", "submit", "factory",
+                                                "frontend", "relay")}  # fmt: skip
+#: Two of one site.
+PAIRS["computing_element"] = [name for name in GRID.names("computing_element")
+                              if GRID.variable("site_name", name) == "beta"]  # fmt: skip
 VICTIMS = [(group, name) for group, names in PAIRS.items() for name in names]
 PAGE = CHECKOUT / "docs/ha.md"
 
@@ -68,12 +73,20 @@ def filled_up(bulks):
     until("jobs run", lambda: ok(host(PAIRS["submit"][0]), running), 300)
 
 
+def seconds_until(what, look, deadline=300):
+    """How long it took until something was so."""
+    begun = time.monotonic()
+    until(what, look, deadline)
+    return time.monotonic() - begun
+
+
 # -- what a user sees -----------------------------------------------------------------------------------------------
 
 
 def tools_answer(submit):
-    """A user's tools: his queue, and the pool's slots."""
-    done = submit.run("runuser --login %s --command %s", PROBE, "condor_q -totals && condor_status -af Name")
+    """A user's tools: a proxy, his queue, and the pool's slots."""
+    asked = f"voms-proxy-init --quiet --voms {walk.walker(PROBE).voms} && condor_q -totals && condor_status -af Name"
+    done = submit.run("runuser --login %s --command %s", PROBE, asked)
     return done.rc == 0 and "slot" in done.stdout
 
 
@@ -96,10 +109,10 @@ def _submitted(submit, who, name):
 
 def measured(submit, what, seen):
     """Tools and a job of a user's at ``submit``, since now."""
-    since, begun = time.time(), time.monotonic()
-    until("the tools answer", lambda: tools_answer(submit), TOOLS)
-    row = seen[what] = {"tools": time.monotonic() - begun}
+    since = time.time()
+    row = seen[what] = {"tools": seconds_until("the tools answer", lambda: tools_answer(submit), TOOLS)}
     row["job"] = a_job_runs(submit, since)
+    print(what, row)
     assert row["job"] < RUNS
 
 
@@ -149,8 +162,39 @@ def relay_listens(name):
     return host(name).run(f"ss -Hltn sport = :{GRID.variable('grid_relay_port')}").stdout
 
 
-WHOLE = {"central_manager": collectors_know_all, "submit": schedd_runs_jobs, "frontend": first_frontend_asks,
-         "relay": relay_listens}  # fmt: skip
+def answer(name, rest):
+    """The code by which a host's web service answers the host itself, with its certificate."""
+    return host(name).run(
+        "curl --silent --output /dev/null --write-out '%%{http_code}' --capath /etc/grid-security/certificates "
+        "--cert /etc/grid-security/hostcert.pem --key /etc/grid-security/hostkey.pem %s",
+        f"https://{GRID.fqdn(name)}{rest}",
+    ).stdout  # fmt: skip
+
+
+def gives_attributes(name):
+    """Each VO's server answers: this host is no member. And the second one's database follows the first one's."""
+    answers = {answer(name, f":{vo['voms_port']}/generate-ac") for vo in GRID.variable("grid_vos")}
+    follows = host(PAIRS["voms_server"][1]).run("mariadb --execute 'SHOW REPLICA STATUS\\G'").stdout
+    return answers == {"403"} and len(re.findall(r"_Running: Yes$", follows, re.MULTILINE)) == 2
+
+
+def is_copied(_name):
+    return host(PAIRS["myproxy_server"][1]).run("systemctl start myproxy-replica.service").rc == 0
+
+
+def is_asked(name):
+    """Whether a factory offers its entries, and has a frontend's requests."""
+    said = host(name).run("pilotbed-factory-pool condor_status -any -autoformat GlideinMyType").stdout
+    return {"glidefactory", "glideclient"} <= set(said.split())
+
+
+def takes_pilots(name):
+    return answer(name, "/arex/rest/1.0/info") in ("200", "403")
+
+
+WHOLE = {"voms_server": gives_attributes, "myproxy_server": is_copied, "central_manager": collectors_know_all,
+         "submit": schedd_runs_jobs, "factory": is_asked, "frontend": first_frontend_asks, "relay": relay_listens,
+         "computing_element": takes_pilots}  # fmt: skip
 #: Of which one of two is at work, and how one sees which.
 AT_WORK = {"central_manager": negotiates, "frontend": asks}
 
@@ -175,6 +219,57 @@ def test_only_central_managers_speak_to_each_others_had():
         assert not allowed(PAIRS["submit"][0], had)
         assert not allowed(second, had, ALLOW_CLIENT=f"submit@{GRID.variable('grid_domain')}")
     assert allowed(PAIRS["submit"][0], f"<{collector}>"), "the control: it is a daemon of the pool"
+
+
+def test_members_are_changed_at_the_first_server_and_known_at_both():
+    first, second = map(host, PAIRS["voms_server"])
+    dn = f"{GRID.variable('grid_dn_prefix')}/OU=People/CN={GRID.variable('grid_users')[2]['dn_name']}"
+    tool, vo = "/usr/libexec/pilotbed/voms-database", GRID.vo
+    assert ok(second, f"{tool} %s state %s", vo, dn) == "member\n"
+    try:
+        ok(first, f"{tool} %s suspend %s tried", vo, dn)
+        until("the second knows", lambda: ok(second, f"{tool} %s state %s", vo, dn) == "suspended\n", 30)
+        refused = second.run(f"{tool} %s resume %s", vo, dn)
+        assert refused.rc != 0
+        assert f"those of {GRID.fqdn(PAIRS['voms_server'][0])}" in refused.stderr
+    finally:
+        ok(first, f"{tool} %s resume %s", vo, dn)
+    until("the second knows that, too", lambda: ok(second, f"{tool} %s state %s", vo, dn) == "member\n", 30)
+
+
+def test_only_the_second_database_follows_the_first():
+    first, second = PAIRS["voms_server"]
+    tls = ("--ssl-capath=/etc/grid-security/certificates --ssl-verify-server-cert "
+           "--ssl-cert=/etc/grid-security/hostcert.pem --ssl-key=/etc/grid-security/hostkey.pem")  # fmt: skip
+    asks = f"mariadb --host={GRID.fqdn(first)} --user={GRID.fqdn(second)} --execute 'SELECT 1' "
+    assert host(second).run(asks + tls).rc == 0, "control"
+    without = host(second).run(asks + tls.partition(" --ssl-cert")[0])
+    other = host(first).run(asks + tls)
+    assert ("Access denied" in without.stderr, "Access denied" in other.stderr) == (True, True)
+
+
+def test_only_the_second_repository_is_a_copy_of_the_first():
+    first, second = PAIRS["myproxy_server"]
+    assert is_copied(second), "control"
+    asks = (f"openssl s_client -quiet -verify_quiet -connect {GRID.fqdn(first)}:"
+            f"{GRID.variable('grid_myproxy_replication_port')} -cert /etc/grid-security/hostcert.pem "
+            "-key /etc/grid-security/hostkey.pem -CApath /etc/grid-security/certificates")  # fmt: skip
+    assert "@RSYNCD" in host(second).run(f"(echo '@RSYNCD: 31.0'; sleep 1) | {asks}").stdout
+    assert "@RSYNCD" not in host(PAIRS["submit"][0]).run(f"sleep 1 | {asks}").stdout
+
+
+def test_what_is_stored_at_the_first_server_is_had_from_the_second():
+    """And nothing is stored at the second: the next copy would take it away."""
+    submit, (first, second) = host(PAIRS["submit"][0]), map(GRID.fqdn, PAIRS["myproxy_server"])
+    word, name = "a long passphrase", f"ha{time.time_ns()}"
+    put = f"printf '{word}\\n' | myproxy-init -S -l {name} -c 1 -t 1 -s "
+    get = f"printf '{word}\\n' | myproxy-logon -S -l {name} -t 1 -o /tmp/{name} -s {second}; rm -f /tmp/{name}"
+    code, said = as_user(submit, PROBE, put + second)
+    assert code != 0, said
+    code, said = as_user(submit, PROBE, put + first)
+    assert code == 0, said
+    until("the second has it", lambda: as_user(submit, PROBE, f"set -e; {get}")[0] == 0, 60)
+    as_user(submit, PROBE, f"myproxy-destroy -l {name} -s {first}")
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -210,12 +305,6 @@ def halves_apart():
             host(name).run(f"nft delete table {table}")
 
 
-def seconds_until_at_work(group, name):
-    begun = time.monotonic()
-    until(f"{name} is at work", lambda: AT_WORK[group](name), 300)
-    return time.monotonic() - begun
-
-
 def jobs_left(bulks):
     return sum(bulk.left() for bulk in bulks)
 
@@ -231,17 +320,20 @@ def test_a_host_is_lost(group, name, bulks, seen):
     submit = host(next(each for each in PAIRS["submit"] if each != name))
     other = next(each for each in PAIRS[group] if each != name)
     filled_up(bulks)
-    evidence = [(host(each), f"tail -n 30 /var/log/condor/{log}") for each in PAIRS["central_manager"]
+    evidence = [(host(other), "journalctl --no-pager --lines 40 --output cat")]
+    evidence += [(host(each), f"tail -n 30 /var/log/condor/{log}") for each in PAIRS["central_manager"]
                 for log in ("HADLog", "NegotiatorLog")]  # fmt: skip
     with explained(*evidence), ThreadPoolExecutor(1) as beside:
         with without(name):
-            taken_over = beside.submit(seconds_until_at_work, group, other) if group in AT_WORK else None
+            taken_over = group in AT_WORK and beside.submit(
+                seconds_until, f"{other} is at work", lambda: AT_WORK[group](other))  # fmt: skip
             measured(submit, name, seen)
+            if group in ("voms_server", "myproxy_server"):
+                for each in PAIRS["factory"]:
+                    renewed(host(each))
             if taken_over:
                 seen[name]["other"] = taken_over.result()
-        begun = time.monotonic()
-        until(f"{name} is whole again", lambda: WHOLE[group](name), 300)
-        seen[name]["back"] = time.monotonic() - begun
+        seen[name]["back"] = seconds_until(f"{name} is whole again", lambda: WHOLE[group](name))
 
 
 def test_the_halves_lose_sight_of_each_other(bulks, seen):
@@ -254,9 +346,9 @@ def test_the_halves_lose_sight_of_each_other(bulks, seen):
             measured(host(PAIRS["submit"][at]), f"sight, at {PAIRS['submit'][at]}", seen)
         time.sleep(max(begun + CUT - time.monotonic(), 0))
         assert jobs_left(bulks) < before
-    begun = time.monotonic()
-    until("there is one negotiator, which all know", lambda: collectors_know_all(PAIRS["central_manager"][0]), 300)
-    seen[f"sight, at {PAIRS['submit'][0]}"]["back"] = time.monotonic() - begun
+    whole = partial(collectors_know_all, PAIRS["central_manager"][0])
+    back = seconds_until("there is one negotiator, which all know", whole)
+    seen[f"sight, at {PAIRS['submit'][0]}"]["back"] = back
 
 
 def test_every_job_ended_once_and_well(bulks):

@@ -297,7 +297,9 @@ def relay_has_no_ports_left(bed):
         command = "systemd-run --quiet --unit %s python3 -c %s %s %s"
         ok(relay, command, unit, OCCUPY, str(ports["first"]), str(ports["last"]))
         try:
-            until("every port is taken", lambda: relay.run("journalctl -o cat -u %s", unit).stdout.strip() != "")
+            # Its own word: systemd's, that it has started, is in the journal before it.
+            taken = "journalctl --output cat --unit %s | grep -x '[0-9]*'"
+            until("every port is taken", lambda: relay.run(taken, unit).rc == 0)
             assert "code=range_exhausted" in pilot.request_port()
             run.go_on()
             return run.ends(60)

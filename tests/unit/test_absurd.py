@@ -552,7 +552,7 @@ def test_one_proxy_that_is_none_does_not_keep_the_others_from_being_renewed(
 
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    for name in ("hostcert.pem", "hostkey.pem"):
+    for name in ("cert.pem", "key.pem"):
         (tmp_path / name).write_text("")
     drop_file(tmp_path / "pilots_vo,pilot,vo.main,a.pem")
     drop_directory(tmp_path / "pilots_vo,pilot,vo.main,b.pem")

@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import stat
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,10 +40,19 @@ def entry(content: str | None, mode: str = "0644", **others: str) -> dict[str, A
     return {"content": encoded, "owner": OWNER, "group": GROUP, "mode": mode, **others}
 
 
-def apply(files: dict[Path, dict[str, Any]], check: bool = False, diff: bool = False) -> dict[str, Any]:
+@pytest.fixture(autouse=True)
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What tasks have made for items."""
+    path = tmp_path / "record/of-items.json"
+    monkeypatch.setattr(config_tree, "RECORD", path)
+    return path
+
+
+def apply(files: dict[Path, dict[str, Any]], check: bool = False, diff: bool = False, **others: Any) -> dict[str, Any]:
     """Return the result of installing ``files``; it must fit into JSON, which is how it leaves the node."""
-    wanted = {"files": {str(path): value for path, value in files.items()}, "units": [], "restart": False}
-    result: dict[str, Any] = config_tree.Tree({**wanted, "check": check, "diff": diff}).apply()
+    wanted = {"files": {str(path): value for path, value in files.items()}, "units": [], "restart": False,
+              "task": "role: Configure", "of_items": []}  # fmt: skip
+    result: dict[str, Any] = config_tree.Tree({**wanted, "check": check, "diff": diff, **others}).apply()
     return dict(json.loads(json.dumps(result)))
 
 
@@ -111,6 +121,105 @@ def test_what_must_not_exist_is_removed_once(tmp_path: Path) -> None:
     assert apply({path: entry(None)})["files"] == [str(path)]
     assert not path.exists()
     assert not apply({path: entry(None)})["changed"]
+
+
+# -- items
+
+
+def of_items(*paths: Path, **others: Any) -> dict[str, Any]:
+    return apply({path: entry("x\n") for path in paths}, of_items=[str(path) for path in paths], **others)
+
+
+def test_what_was_made_for_an_item_goes_with_it(tmp_path: Path) -> None:
+    """A VOMS server that the inventory has no more is not believed any longer."""
+    first, second, mine = tmp_path / "vo/a.lsc", tmp_path / "vo/b.lsc", tmp_path / "vo/mine.lsc"
+    of_items(first, second)
+    mine.write_text("by hand\n")
+    assert of_items(first, check=True)["files"] == [str(second)]
+    assert second.exists()
+    result = of_items(first, diff=True)
+    assert (result["changed"], result["files"]) == (True, [str(second)])
+    assert sorted(path.name for path in first.parent.iterdir()) == ["a.lsc", "mine.lsc"]
+    assert not of_items(first)["changed"]
+    assert of_items()["files"] == [str(first)]
+    assert mine.exists()
+
+
+def test_another_tasks_items_are_left(tmp_path: Path) -> None:
+    of_items(tmp_path / "a", task="one: Configure")
+    of_items(tmp_path / "b", task="two: Configure")
+    assert of_items(task="two: Configure")["files"] == [str(tmp_path / "b")]
+    assert (tmp_path / "a").exists()
+
+
+def test_a_run_that_was_cut_off_forgets_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    of_items(a, b)
+    with monkeypatch.context() as cut:
+        cut.setattr(config_tree.Tree, "_replace", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            of_items(a)
+    assert not of_items(a)["files"]
+    assert [path.exists() for path in (a, b)] == [True, False]
+
+
+class Systemctl:
+    """What systemctl was told, and whether there was the file then; whatever it is asked about is `active` or not."""
+
+    def __init__(self, file: Path) -> None:
+        self.said: list[str] = []
+        self.file = file
+        self.active = False
+
+    def __call__(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        if argv[1] == "is-active":
+            return subprocess.CompletedProcess(argv, 0 if self.active else 3, "", "")
+        self.said.append(f"{' '.join(argv[1:])} {self.file.exists()}")
+        known = argv[-1] != "voms@gone.service"
+        return subprocess.CompletedProcess(argv, 0 if known else 1, "", "" if known else "Unit does not exist\n")
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    told = Systemctl(tmp_path / "a.socket")
+    monkeypatch.setattr(config_tree, "UNITS_DIR", f"{tmp_path}/")
+    monkeypatch.setattr(config_tree, "_run", told)
+    monkeypatch.setattr(config_tree.Tree, "_units", lambda _: [])
+    return told
+
+
+def test_an_instance_of_an_item_that_is_gone_is_stopped(systemctl: Systemctl) -> None:
+    of_items(units=["nginx.service", "voms@a.service", "voms@b.service"])
+    assert of_items(units=["voms@a.service"], check=True)["units"] == ["voms@b.service"]
+    assert systemctl.said == []
+    result = of_items(units=["voms@a.service"])
+    assert (result["changed"], result["units"]) == (True, ["voms@b.service"])
+    assert systemctl.said == ["disable --quiet voms@b.service False", "stop voms@b.service False"]
+
+
+def test_an_instance_that_is_not_known_any_more_is_forgotten(systemctl: Systemctl) -> None:
+    of_items(units=["voms@gone.service"])
+    assert of_items()["units"] == ["voms@gone.service"]
+    assert not of_items()["changed"]
+
+
+def test_an_instance_that_runs_on_is_told_and_tried_again(systemctl: Systemctl) -> None:
+    of_items(units=["voms@a.service"])
+    systemctl.active = True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is not wanted any more, and runs on"):
+            of_items()
+
+
+@pytest.mark.parametrize(("name", "stopped"), [("a.socket", "a.socket"), ("a@.service", "a@*.service")])
+def test_a_unit_is_stopped_before_its_file_goes(tmp_path: Path, systemctl: Systemctl, name: str, stopped: str) -> None:
+    """Else it runs on, and nobody is told how to stop it."""
+    unit, more = tmp_path / name, tmp_path / "a.service.d/more.conf"
+    systemctl.file = unit
+    apply({unit: entry("[Unit]\n"), more: entry("[Unit]\n")})
+    systemctl.said.clear()
+    apply({unit: entry(None), more: entry(None)})
+    assert systemctl.said == [f"disable --quiet {name} True", f"stop {stopped} True", "daemon-reload False"]
 
 
 # -- which files of our package a unit is restarted for
@@ -284,8 +393,8 @@ def test_an_account_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_node_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way of a directory\n")
-    wanted = {"files": {str(tmp_path / "file/a"): entry("1\n")}, "units": [], "restart": False}
-    config_tree.main({**wanted, "check": False, "diff": False})
+    wanted = {"files": {str(tmp_path / "file/a"): entry("1\n")}, "units": [], "restart": False, "task": ""}
+    config_tree.main({**wanted, "of_items": [], "check": False, "diff": False})
     result = json.loads(capsys.readouterr().out)
     assert result["failed"] is True
     assert "file" in result["msg"]

@@ -23,7 +23,7 @@ PARTS = {
 }
 #: The product's rooms from bottom to top; one imports from lower layers only.
 LAYERS = (
-    ("certificate", "dn", "files", "lean", "settings"),
+    ("certificate", "dn", "files", "lean", "settings", "tool"),
     ("service", "watch"),
     ("batch", "lcmaps", "pool", "x509"),
     ("daemon", "gridtools", "protocol", "proxy"),

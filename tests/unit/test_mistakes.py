@@ -226,8 +226,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], list[str]]] = [
     (at("vos 1 pilot_service", "pilot"),
      ["pilot_service pilot is given to VOs gridlab and vo.example.org: each VO has its own"]),
     *((at("vos 1 pilot_service", name),
-       [f"VO vo.example.org: pilot_service is {name}, which is a host's or the frontend's own name, {ALONE}: "
-        "call it otherwise"]) for name in ("frontend", "submit")),
+       [f"VO vo.example.org: pilot_service is {name}, which is a host's or another service's name, {ALONE}: "
+        "call it otherwise"]) for name in ("frontend", "renewal", "submit")),
     (at("vos 1 members", {"alice": None, "eve": None}),
      ["VO vo.example.org: member eve is not in grid_users (alice, bob): add the account there, "
       "or take the member out"]),

@@ -128,8 +128,8 @@ grid_networks:
          "as inventory/lab/group_vars/site_alpha.yml does"],
     ),
     "two hosts": (
-        [("hosts.yml", r"factory: \{hosts: \{factory\}\}", "factory: {hosts: {factory, submit}}")],
-        ["group factory has 2 hosts, it takes exactly one: put one host into it"],
+        [("hosts.yml", r"certificate_authority: \{hosts: \{ca\}\}", "certificate_authority: {hosts: {ca, voms}}")],
+        ["group certificate_authority has 2 hosts, it takes exactly one: put one host into it"],
     ),
     "logs in two places, and kept too shortly": (
         [("hosts.yml", r"log_collector: \{hosts: \{central\}\}", "log_collector: {hosts: {central, voms}}"),

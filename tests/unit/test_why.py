@@ -107,7 +107,7 @@ SITUATIONS = [
               "the schedd runs as many jobs as it may: 200 of 200 (MaxJobsRunning)"),
     Situation("no frontend", replace(SCENE, groups=()), "no frontend shows itself in this pool"),
     Situation("no frontend for its VO", job(x509UserProxyVOName="cosmo"),
-              "no frontend group takes a job of VO cosmo: gridlab.main take others"),
+              "no frontend group takes a job of VO cosmo: there is gridlab.main"),
     Situation("no frontend for its schedd", group(Schedds="other.grid.test"),
               "gridlab.main does not ask the schedd submit.grid.test"),
     Situation("the frontend is dead", replace(SCENE, groups=[GROUP | {"LastHeardFrom": NOW - 400}]),
@@ -190,10 +190,15 @@ def test_the_first_answer_is_what_stops_it(one: Situation) -> None:
     assert first.command, "nobody can check it"
 
 
+def test_the_only_entry_is_told_of_in_the_singular() -> None:
+    only = replace(job(DESIRED_Sites="gamma"), resources=(ALPHA,))
+    assert explain_job(only)[0].text == '1 of 1 entry does not match: alpha (DESIRED_Sites = "gamma")'
+
+
 def test_who_matches_and_who_does_not_are_both_told() -> None:
     first, second = explain_job(SCENE)
     assert (first.entry, second.entry) == ("alpha", "")
-    assert second.text == '1 of 2 entries do not match: beta (DESIRED_Sites = "alpha")'
+    assert second.text == '1 of 2 entries does not match: beta (DESIRED_Sites = "alpha")'
     assert "beta" not in first.text
 
 

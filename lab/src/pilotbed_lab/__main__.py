@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
+from pilotbed import tool
 from pilotbed_suite import CHECKOUT, lab_name, local, reach, run
 
 from . import LabError, deploy, nodes, status
@@ -73,4 +73,4 @@ def _list() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main)

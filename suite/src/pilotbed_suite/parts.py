@@ -105,7 +105,7 @@ _UP, _DESTROY = ((sys.executable, "-m", "pilotbed_lab", command) for command in 
 _LAB = ("lab", "suite", "pyproject.toml", "requirements.txt")
 _DEPLOYED = ("ansible.cfg", "inventory", "playbooks", "plugins", "roles", "services", "bootstrap")
 #: These need a site and no more: they are tried on the grid that fits a laptop.
-_ANY_SITE = tuple(f"tests/grid/test_{name}.py" for name in ("batch", "starter", "users"))
+_ANY_SITE = tuple(f"tests/grid/test_{name}.py" for name in ("batch", "removal", "starter", "stock", "users"))
 #: Molecule's.
 SCENARIOS = CHECKOUT / "extensions/molecule"
 

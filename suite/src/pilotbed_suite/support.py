@@ -464,6 +464,8 @@ class HandPilot:
     """The start-up script, run as a unit on a worker by a pilot account that nobody else uses there.
 
     Its proxy is that of a pilot of the factory's at the site: session directories are shared by the site's nodes.
+    Its test ends it, unless ``options`` says otherwise: on a busy machine it may wait for its next job for longer than
+    GLIDEIN_Max_Tail (seen as a pilot that "cannot register" after its first job).
     """
 
     worker: Host
@@ -487,7 +489,8 @@ class HandPilot:
            self.account, directory, self.account, source, proxy)  # fmt: skip
         for name, content in self.files.items():
             write(self.worker, f"{directory}/{name}", content, self.account)
-        words = [word for pair in self.options.items() for word in pair]
+        patient = with_parameters({}, GLIDEIN_Max_Idle="14400", GLIDEIN_Max_Tail="14400")
+        words = [word for pair in {**patient, **self.options}.items() for word in pair]
         ok(
             self.worker,
             # exec: once it returns, the account is seen to be busy, and the next pilot takes another one
@@ -538,6 +541,20 @@ class HandPilot:
 
     def __exit__(self, *exception: object) -> None:
         self._clear()
+
+
+def renewed(factory: Host) -> str:
+    """Have a factory's own unit renew the pilots' proxies, fresh as they are; return what it says. It must succeed."""
+    unit = "pilotbed-test-renew"
+    file = f"/run/systemd/system/{unit}.service"
+    try:
+        write(factory, file, ok(factory, "sed 's/--least [0-9]*/--least 9999999/' "
+                                "/etc/systemd/system/pilotbed-renew.service"), mode="0644")  # fmt: skip
+        with explained((factory, logged := f"journalctl --unit {unit} --output cat --no-pager --lines 20")):
+            ok(factory, "systemctl daemon-reload && systemctl start %s", unit)
+        return ok(factory, logged)
+    finally:
+        factory.run(f"rm -f {file}; systemctl daemon-reload")
 
 
 def with_parameters(options: Mapping[str, str], **parameters: str) -> dict[str, str]:

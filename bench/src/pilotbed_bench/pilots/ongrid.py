@@ -3,6 +3,8 @@
     schedd with 50,000 idle jobs ─▶ frontend's whole turn ◀─ collector with 500 entries
     factory's schedd ◀─ submissions
     worker: a pilot's start in parts, what it holds when it is idle
+    worker: 200 pilots' files ─▶ the site's Squid ─▶ stage areas
+    1,000 jobs of a second ─▶ a pilot of 8 slots behind the relay, with glexec │ HTCondor's own 8 slots in the same pool
 """
 
 from __future__ import annotations
@@ -18,20 +20,24 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from pilotbed_lab import deploy
-from pilotbed_suite import CHECKOUT, GridError, document, walk
+from pilotbed_lab import cgroups, deploy
+from pilotbed_suite import CHECKOUT, GridError, document, reach, walk
 from pilotbed_suite.support import (
     GRID,
     HandPilot,
+    Site,
     arguments,
+    explained,
     ok,
     until,
     until_none,
+    with_parameters,
     worker_with_a_pilot,
     write,
 )
 from testinfra.host import Host
 
+from ..grid.claims import OURS, rate
 from ..run import conditions, heading
 
 PAGE, MARK = CHECKOUT / "docs/scale.md", "bench-pilots-grid"
@@ -41,6 +47,25 @@ QUEUED, CLASSES, ENTRIES, TURN = 50_000, 2_000, 500, 30.0
 SUBMITTED, A_MINUTE = 1_000, 1_000
 #: Starts of a pilot; aims: seconds until it is in the pool, MB of an idle one beyond HTCondor's own.
 STARTS, START, IDLE = 5, 4.0, 25.0
+#: Pilots that fetch their files at once through an empty cache; aim in seconds.
+FETCHING, FETCHED = 200, 60.0
+#: Jobs of a second each, the slots for them, and the aim: of what HTCondor's own slots end in a second.
+SHORT, SLOTS, KEPT = 1_000, 8, 0.8
+
+#: HTCondor's own slots, on the central manager's node. Claims end as a pilot's do: that is for the pool's fair share.
+PLAIN = f"""DAEMON_LIST = $(DAEMON_LIST), STARTD
+ALLOW_ADVERTISE_STARTD = $(ALLOW_ADVERTISE_STARTD), $(HERE)
+STARTD_NAME = bench
+NUM_CPUS = {SLOTS}
+MEMORY = {SLOTS * 256}
+SLOT_TYPE_1 = 100%
+SLOT_TYPE_1_PARTITIONABLE = true
+NUM_SLOTS_TYPE_1 = 1
+CLAIM_WORKLIFE = {OURS}
+START = true
+STARTER_ALLOW_RUNAS_OWNER = false
+SEC_ENABLE_MATCH_PASSWORD_AUTHENTICATION = true
+"""
 
 #: On the factory's node: real ads, as the factory's, of entries that nobody has.
 OFFERS = """
@@ -207,6 +232,98 @@ def _beyond_condor(worker: Host, account: str) -> float:
     return sum(int(row[-1]) for row in rows if len(row) > 1 and not row[0].startswith("condor_")) / 1024
 
 
+# -- many pilots' files ---------------------------------------------------------------------------------------------
+
+#: Empties a Squid, and starts it.
+EMPTY = "systemctl stop squid && find /var/spool/squid -mindepth 1 -delete && systemctl start squid"
+
+
+def _served() -> int:
+    """Return the bytes of stage files that factories and frontends have sent so far."""
+    counted = "awk '$7 ~ /stage/ {sum += $10} END {print sum + 0}' /var/log/nginx/access.log"
+    nodes = {*GRID.names("factory"), *GRID.names("frontend")}
+    return sum(int(ok(reach.host(name), counted)) for name in nodes)
+
+
+def fetching(site: Site, worker: Host, options: dict[str, str]) -> dict[str, float]:
+    """Return what it takes until many pilots of a site have what one fetches, all at once and from an empty cache.
+
+    Args:
+        site: has a Squid.
+        worker: where they fetch.
+        options: arguments of its pilots; one is started, to see what it fetches.
+    """
+    cache, log = reach.host(site.cache), "/var/log/squid/access.log"
+    lines = int(ok(cache, "wc -l < %s", log))
+    address = next(iter(GRID.addresses(ok(worker, "hostname --short").strip()).values()))
+    with HandPilot(worker, options, HERE, "pilotbed-bench") as pilot:
+        until("it is in the pool", pilot.slots)
+        said = ok(cache, f"tail -n +{lines + 1} %s | awk '$3 == \"{address}\" && $6 == \"GET\" {{print $7}}'", log)
+    urls = list(dict.fromkeys(said.split()))
+    proxy = f'proxy = "http://{site.cache}:3128"\n'
+    write(worker, f"{HERE}-urls", proxy + "".join(f'url = "{url}"\noutput = "/dev/null"\n' for url in urls))
+    one = f"curl --silent --show-error --fail --write-out '%{{size_download}}\\n' --config {HERE}-urls"
+    all_of_them = f"for n in $(seq {FETCHING}); do {one} & done; for job in $(jobs -p); do wait $job || exit 1; done"
+    try:
+        ok(cache, EMPTY)
+        before, begun = _served(), time.monotonic()
+        sizes = [int(word) for word in ok(worker, all_of_them).split()]
+        seconds = time.monotonic() - begun
+    finally:
+        worker.run(f"rm -f {HERE}-urls")
+    return {"files": len(urls), "seconds": seconds, "MB": sum(sizes) / FETCHING / 1e6,
+            "times": (_served() - before) * FETCHING / sum(sizes)}  # fmt: skip
+
+
+# -- throughput -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _plain() -> Iterator[str]:
+    """Slots of HTCondor's own in the pool, and what they are called."""
+    central, file = GRID.node("central_manager"), "/etc/condor/config.d/99-bench.conf"
+    slots = "condor_status -constraint 'split(Name, \"@\")[1] == \"bench\"' -af Name"
+    write(central, file, PLAIN, mode="0644")
+    try:
+        ok(central, "systemctl restart condor")
+        with explained((central, "tail -n 30 /var/log/condor/StartLog")):
+            until("the plain slots are in the pool", lambda: central.run(slots).stdout)
+        yield "bench"
+    finally:
+        ok(central, "rm -f %s && systemctl restart condor", file)
+
+
+def _spent() -> dict[str, float]:
+    """Return the CPU-seconds that each node has used so far."""
+    lab = deploy.lab()
+    return {name: cgroups.cpu_seconds(f"{lab.key}/{name}") for name in lab.running()}
+
+
+def throughput(site: Site, worker: Host, options: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Return for "plain" and "pilot" the jobs a second that are ended, and each node's CPU-seconds for one.
+
+    Args:
+        site: behind a relay.
+        worker: one of its; the pilot is started there.
+        options: arguments of its pilots.
+    """
+    frontend, group = GRID.node("frontend"), GRID.variable("grid_vos")[0]["frontend_group"]
+    wide = with_parameters(options, GLIDEIN_CPUS=str(SLOTS))
+    found: dict[str, dict[str, float]] = {}
+    # It would ask for pilots, which would start beside what is measured.
+    with (
+        _still(frontend, f"pilotbed-frontend@{group}.service"),
+        _plain() as plain,
+        HandPilot(worker, wide, HERE, "pilotbed-bench") as pilot,
+    ):
+        until("it is in the pool", pilot.slots)
+        for name, slots in (("plain", plain), ("pilot", pilot.name)):
+            before = _spent()
+            found[name] = {"rate": rate(slots, site, SHORT, 1)}
+            found[name] |= {node: (spent - before[node]) / SHORT for node, spent in _spent().items()}
+    return found
+
+
 # -- all ------------------------------------------------------------------------------------------------------------
 
 
@@ -218,10 +335,13 @@ def measure() -> dict[str, Any]:
     worker, options = worker_with_a_pilot(site), arguments(site)
     found: dict[str, Any] = {"starts": [start(worker, options) for _ in range(STARTS)]}
     print(found["starts"][-1], flush=True)
+    found["fetching"] = fetching(site, worker, options)
+    print(found["fetching"], flush=True)
+    found["throughput"] = throughput(site, worker, options)
+    print(found["throughput"], flush=True)
     found["submissions"] = submissions()
     print(f"{SUBMITTED} pilots submitted in {found['submissions']:.1f} s", flush=True)
     found["turn"] = turn()
-    until_none("the queue is empty", lambda: submit.run("condor_q -allusers -af ClusterId").stdout, 600)
     return found
 
 
@@ -230,15 +350,28 @@ def tables(found: dict[str, Any]) -> str:
     starts = found["starts"]
     parts = [name for name in starts[0] if name not in ("all", "MB")]
     middle = {name: statistics.median(one.get(name, 0.0) for one in starts) for name in (*parts, "all", "MB")}
-    turn = found["turn"]
+    turn, fetched = found["turn"], found["fetching"]
     a_minute = 60 * SUBMITTED / found["submissions"]
+    plain, pilot = found["throughput"]["plain"], found["throughput"]["pilot"]
+    costs = [[node, f"{plain[node]:.3f}", f"{pilot[node]:.3f}"] for node in sorted(plain)
+             if node != "rate" and max(plain[node], pilot[node]) >= 0.01]  # fmt: skip
+    share = pilot["rate"] / plain["rate"]
     lines = [
         f"Medians of {STARTS} starts.", "",
         *document.table(["a pilot's start", "s"], [[name, f"{middle[name]:.2f}"] for name in parts]), "",
+        f"CPU-seconds of one of {SHORT:,} jobs of 1 s on {SLOTS} slots, by node: HTCondor's own slots, on the central "
+        "manager's node, and a pilot's, behind the relay and with glexec.", "",
+        *document.table(["node", "plain", "pilot"], costs), "",
         *document.aims([
             (f"a frontend's whole turn, {QUEUED:,} jobs in {CLASSES:,} classes, {ENTRIES} entries: below {TURN:.0f} s",
              f"{turn['first']:.1f} s, the next {turn['next']:.1f} s", turn["first"] < TURN),
             (f"submissions a minute: at least {A_MINUTE:,}", f"{a_minute:,.0f}", a_minute >= A_MINUTE),
+            (f"{FETCHING} pilots' files ({fetched['files']:.0f}, {fetched['MB']:.1f} MB) through an empty Squid: below "
+             f"{FETCHED:.0f} s", f"{fetched['seconds']:.1f} s", fetched["seconds"] < FETCHED),
+            ("what the stage areas sent for them: once what one pilot needs", f"{fetched['times']:.2f} times",
+             fetched["times"] < 1.1),
+            (f"jobs of 1 s on {SLOTS} slots: at least {KEPT:.0%} of the same pool's without pilot, glexec and relay",
+             f"{pilot['rate']:.2f} of {plain['rate']:.2f} a second, {share:.0%}", share >= KEPT),
             (f"a pilot in the pool: below {START:.0f} s", f"{middle['all']:.1f} s", middle["all"] < START),
             (f"an idle pilot beyond HTCondor's own: below {IDLE:.0f} MB", f"{middle['MB']:.1f} MB",
              middle["MB"] < IDLE),
@@ -258,4 +391,7 @@ def main() -> int:
     text = f"{heading('make bench-pilots', found)} {tables(found)}"
     document.write(PAGE, MARK, text)
     print(text)
+    queue = "condor_q -allusers -limit 5 -autoformat ClusterId"
+    # It removes some 50 a second.
+    until_none("the queue is empty", lambda: GRID.node("submit").run(queue).stdout, 2400, every=5)
     return 0

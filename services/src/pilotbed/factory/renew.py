@@ -1,8 +1,9 @@
 """pilotbed-renew: keeps the proxies of running pilots alive, from the credential that the frontend left in MyProxy.
 
-The host certificate is what MyProxy trusts, so this runs under an account of its own: systemd hands it the host key
-and copies of the stored proxies, it leaves longer-lived ones in a directory, and the factory takes them from there by
-its own rule (same DN, longer life). So the host key never comes near the account that talks to frontends and CEs.
+MyProxy trusts one robot certificate, of which every factory has its own, so this runs under an account of its own:
+systemd hands it the key and copies of the stored proxies, it leaves longer-lived ones in a directory, and the factory
+takes them from there by its own rule (same DN, longer life). So the key never comes near the account that talks to
+frontends and CEs.
 """
 
 from __future__ import annotations
@@ -32,35 +33,43 @@ class Renewal:
     """How proxies are renewed.
 
     Args:
-        server: the MyProxy server's host name.
+        servers: host names of MyProxy servers, which have the same credentials: each is asked until one answers.
         voms: ``VO:FQAN`` for the attributes, by SecurityClass, which is the stored credential's name there, too.
         hours: life of a renewed proxy.
-        host_certificate, host_key: of this host.
+        certificate, key: of who may renew.
     """
 
-    server: str
+    servers: Sequence[str]
     voms: Mapping[str, str]
     hours: int
-    host_certificate: Path
-    host_key: Path
+    certificate: Path
+    key: Path
 
     def renew(self, old: Path, security_class: str) -> str:
         """Return a renewed proxy (PEM) for the one in ``old``, with fresh VOMS attributes.
 
         Raises:
-            ToolError: MyProxy or VOMS refused, or nobody said of which VO the SecurityClass is.
+            ToolError: every MyProxy server or VOMS refused, or nobody said of which VO the SecurityClass is.
             ProxyError: what came back belongs to somebody else.
         """
         if security_class not in self.voms:
             raise ToolError(f"SecurityClass {security_class} has no --voms")
         with tempfile.TemporaryDirectory(prefix="renew") as directory:
             plain, full = Path(directory, "plain.pem"), Path(directory, "voms.pem")
-            host = {
-                "X509_USER_CERT": own_copy(self.host_certificate, Path(directory)),
-                "X509_USER_KEY": own_copy(self.host_key, Path(directory)),
+            own = {
+                "X509_USER_CERT": own_copy(self.certificate, Path(directory)),
+                "X509_USER_KEY": own_copy(self.key, Path(directory)),
             }
-            whose = ["-s", self.server, "-a", str(own_copy(old, Path(directory))), "-d", "-n", "-k", security_class]
-            run(["myproxy-logon", *whose, "-o", str(plain), "-t", str(self.hours)], host)
+            whose = ["-a", str(own_copy(old, Path(directory))), "-d", "-n", "-k", security_class]
+            refusals = []
+            for server in self.servers:
+                try:
+                    run(["myproxy-logon", "-s", server, *whose, "-o", str(plain), "-t", str(self.hours)], own)
+                    break
+                except ToolError as error:
+                    refusals.append(f"{server}: {error}")
+            else:
+                raise ToolError("; ".join(refusals))
             # A credential in MyProxy has no VOMS attributes: they end after a day at the latest.
             what = ["-voms", self.voms[security_class], "-valid", f"{self.hours}:00"]
             run(["voms-proxy-init", "-quiet", "-noregen", *what, "-out", str(full)], {"X509_USER_PROXY": plain})
@@ -74,7 +83,8 @@ class Renewal:
 def main(argv: Sequence[str] | None = None) -> int:
     """Renew once what has little time left; return 1 if something could not be renewed."""
     parser = argparse.ArgumentParser(prog="pilotbed-renew", description="Renew stored pilot proxies from MyProxy.")
-    parser.add_argument("--myproxy", required=True, metavar="HOST", help="MyProxy server")
+    parser.add_argument("--myproxy", required=True, action="append", metavar="HOST",
+                        help="MyProxy server; again for another one that has the same")  # fmt: skip
     parser.add_argument(
         "--voms", required=True, action="append", type=_class_and_voms, metavar="CLASS=VO:FQAN",
         help="attributes to add to proxies of a SecurityClass, which names the stored credential, too",
@@ -88,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given.is_absolute():
         _log.error("CREDENTIALS_DIRECTORY is not set: start this as pilotbed-renew.service")
         return 2
-    renewal = Renewal(
-        options.myproxy, dict(options.voms), options.hours, given / "hostcert.pem", given / "hostkey.pem"
-    )
+    renewal = Renewal(options.myproxy, dict(options.voms), options.hours, given / "cert.pem", given / "key.pem")
     failed = False
     # systemd names the files of a directory that it loads NAME_FILE.
     for path in sorted(given.glob("pilots_*.pem")):

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="pilotbed-pilot-credential", description="Make the pilots' proxy and store a renewable one in MyProxy."
     )
     parser.add_argument("--myproxy", required=True, metavar="HOST", help="MyProxy server")
-    parser.add_argument("--renewer", required=True, metavar="DN", help="end-entity DN of the factory's host")
+    parser.add_argument("--renewer", required=True, metavar="DN", help="end-entity DN of who renews")
     parser.add_argument("--credential", default="pilot", help="name of the stored credential (default: pilot)")
     parser.add_argument("--voms", required=True, metavar="VO:FQAN", help="attributes of the proxy")
     parser.add_argument("--hours", type=int, default=24, help="life of the proxy (default: 24)")

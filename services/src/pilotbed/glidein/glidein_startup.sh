@@ -125,18 +125,20 @@ finish() {
 
 # sweep: end every process that was started on behalf of this pilot, however it got away
 sweep() {
-    local signal environ pid left
-    for signal in TERM '' '' '' '' '' KILL KILL; do
+    local signal=TERM environ pid left begun=$SECONDS
+    # By the clock: on a busy node one that is killed may take seconds to be gone.
+    while [[ $((SECONDS - begun)) -lt 20 ]]; do
         left=''
-        for environ in /proc/[0-9]*/environ; do
+        # One grep for all: one each took minutes on a busy node of a thousand processes.
+        while IFS= read -r environ; do
             pid=${environ#/proc/} pid=${pid%/environ}
             [[ $pid == "$$" || $pid == "$BASHPID" ]] && continue
-            if grep -qzxF "GLIDEIN_WORK_DIR=$work_dir" "$environ" 2>/dev/null; then
-                kill -"${signal:-0}" "$pid" 2>/dev/null && left=yes
-            fi
-        done
+            kill -"$signal" "$pid" 2>/dev/null && left=yes
+        done < <(GLIDEIN_WORK_DIR='' grep -lzxF "GLIDEIN_WORK_DIR=$work_dir" /proc/[0-9]*/environ 2>/dev/null)
         [[ -z $left ]] && return
         sleep 0.3
+        signal=0
+        [[ $((SECONDS - begun)) -lt 3 ]] || signal=KILL
     done
 }
 

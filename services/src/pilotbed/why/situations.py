@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,7 @@ def span(seconds: float) -> str:
 
 
 def _some(count: int, what: str) -> str:
-    return f"{count} {what}" if count != 1 else f"1 {what.removesuffix('s')}"
+    return f"{count} {what}" if count != 1 else f"1 {re.sub('ies$', 'ys', what).removesuffix('s')}"
 
 
 def _names(ads: Sequence[Ad], name: str) -> str:
@@ -119,7 +120,8 @@ def explain_job(scene: Scene) -> list[Answer]:
     if others:
         whys = sorted({why for _, why in others})
         names = _names([one for one, _ in others], "GLIDEIN_Site")
-        text = f"{len(others)} of {_some(len(resources), 'entries')} do not match: {names} ({'; '.join(whys[:3])})"
+        do = "does" if len(others) == 1 else "do"
+        text = f"{len(others)} of {_some(len(resources), 'entries')} {do} not match: {names} ({'; '.join(whys[:3])})"
         found.append(Answer(text, f"condor_q {scene.name} -long; condor_status -any -long -constraint 'MyType == "
                                   "\"glideresource\"'"))  # fmt: skip
     here = [_of_the_entry(scene, one, scene.job) for one in sorted(fitting, key=lambda ad: _text(ad, "Name"))]
@@ -191,7 +193,7 @@ def _of_the_frontend(scene: Scene, mine: Sequence[Ad]) -> Iterator[Answer]:
     elif not mine:
         vo = scene.job.get("x509UserProxyVOName")
         whose = f"a job of VO {vo}" if isinstance(vo, str) else "a job whose proxy says of no VO"
-        yield Answer(f"no frontend group takes {whose}: {_names(scene.groups, 'GlideClientName')} take others", _GROUPS)
+        yield Answer(f"no frontend group takes {whose}: there is {_names(scene.groups, 'GlideClientName')}", _GROUPS)
     name = _text(scene.schedd or {}, "Name")
     asked = [group for group in mine if name in _text(group, "GlideClientSchedds").split(",")]
     if mine and not asked:

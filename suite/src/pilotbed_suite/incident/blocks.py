@@ -196,6 +196,6 @@ def wanted(known: Inventory, record: Record, user: str, dns: Sequence[str]) -> I
     for dn in dns:
         for node in dict.fromkeys(name for group in MAPPERS for name in known.names(group)):
             yield record.step("ban", node, dn)
-        for node in known.names("voms_server"):
+        for node in known.names("voms_server")[:1]:  # whom the others follow
             for vo in known.variable("grid_vos"):
                 yield record.step("vo", node, f"{vo['name']} {dn}")
