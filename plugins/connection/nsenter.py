@@ -67,6 +67,16 @@ IDLE = 20
 
 
 @contextlib.contextmanager
+def short(path):
+    """Yield a name for the path that a socket can have: one of over 107 bytes is refused ("AF_UNIX path too long")."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
 def library():
     """Yield an open file: Ansible's module_utils, as a zip file."""
     top = Path(ansible.__file__).parent
@@ -137,7 +147,7 @@ class Connection(ConnectionBase):
                 try:
                     if start:
                         self._start_forkserver()
-                    line.connect(str(self._door))
+                    line.connect(stack.enter_context(short(self._door)))
                     socket.send_fds(line, [b"m"], [file.fileno() for file in files])
                     begun = line.recv(1)
                 except OSError:
@@ -150,7 +160,8 @@ class Connection(ConnectionBase):
     def _start_forkserver(self):
         mine = Path(f"{self._door}.{os.getpid()}")
         with socket.socket(socket.AF_UNIX) as door, library() as shared:
-            door.bind(str(mine))
+            with short(mine) as name:
+                door.bind(name)
             mine.chmod(0o600)
             door.listen()
             mine.rename(self._door)

@@ -32,12 +32,17 @@ class Host(PLUGIN.Connection):
         return self._forked(code.encode())
 
 
+#: A checkout may be anywhere: more than the 107 bytes that a socket's name has.
+LONG = "a-checkout" * 12
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(PLUGIN, "IDLE", 600)
     kept = PLUGIN.FORKSERVER.replace(forkserver.COMPILED.encode(), str(tmp_path / "kept").encode())
     monkeypatch.setattr(PLUGIN, "FORKSERVER", kept)
-    made = Host(tmp_path / "door")
+    made = Host(tmp_path / LONG / "door")
+    made._door.parent.mkdir()
     yield made
     if said := made.run(f"import os; {SERVER}; print(server)"):
         os.kill(int(said[1]), signal.SIGKILL)
