@@ -62,8 +62,8 @@ class Arex:
         """
         for _ in range(5):
             asked = node.run(
-                "curl --silent --show-error --max-time 20 --output /dev/null --write-out '%%{http_code}' --request POST "
-                "--capath /etc/grid-security/certificates --cert %s --key %s --cacert %s %s",
+                "curl --silent --show-error --max-time 20 --output /dev/null --write-out '%%{http_code}' "
+                "--request POST --capath /etc/grid-security/certificates --cert %s --key %s --cacert %s %s",
                 proxy, proxy, proxy, f"https://{GRID.fqdn(self.name)}/arex/rest/1.0/delegations?action=new",
             )  # fmt: skip
             if asked.rc == 0:
